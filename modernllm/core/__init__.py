@@ -1,0 +1,42 @@
+"""Configurations, seeds, provenance, telemetry, records, runs, plans. Public names are loaded when they are first used."""
+
+from importlib import import_module
+
+# public name: module of this package that defines it
+_EXPORTS = {
+    "PROFILES": "config",
+    "Config": "config",
+    "InputError": "config",
+    "RunFailed": "config",
+    "Settings": "config",
+    "atomic_write": "config",
+    "did_you_mean": "config",
+    "load_yaml": "config",
+    "settings": "config",
+    "generator": "seeding",
+    "numpy_rng": "seeding",
+    "seed_everything": "seeding",
+    "set_threads": "seeding",
+    "step_seed": "seeding",
+    "environment": "provenance",
+    "git_state": "provenance",
+    "notebook_hash": "provenance",
+    "source_hash": "provenance",
+    "Ledger": "telemetry",
+    "Telemetry": "telemetry",
+    "Record": "records",
+    "load_record": "records",
+    "load_records": "records",
+    "publish": "records",
+    "Run": "runs",
+}
+
+
+def __getattr__(name):
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__():
+    return [*globals(), *_EXPORTS]
