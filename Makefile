@@ -1,0 +1,78 @@
+# Everything starts here. A bare `make` lists what there is.
+PROFILE ?= smoke
+STUDY   ?=
+JOBS    ?= 2
+PYTHON  ?= $(shell command -v python3.11 || command -v python3)
+
+BIN   := .venv/bin
+STAMP := .venv/installed
+RUN   := $(BIN)/modernllm
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce plan test lab docs paper slides sync lock clean
+
+help: ## this list
+	@echo "make TARGET [PROFILE=smoke|cpu|gpu] [STUDY=name] [JOBS=2]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with everything in it, at the versions of constraints.txt
+
+# A second run of any target finds the stamp newer than what it depends on and installs nothing.
+# Debian splits ensurepip into its own package: without it, pip is installed into .venv from outside.
+$(STAMP): requirements.txt constraints.txt pyproject.toml
+	@echo "Installing the pinned packages into .venv (about 2 GB, one to two minutes) ..."
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(PIP) install --quiet --progress-bar off -r requirements.txt -c constraints.txt
+	$(PIP) install --quiet --no-build-isolation --no-deps -c constraints.txt sphinx-revealjs -e .
+	@if git rev-parse --git-dir >/dev/null 2>&1; then \
+	  git config diff.ipynb.textconv "$(BIN)/jupytext --quiet --to py:percent --output -"; \
+	  git config merge.ipynb.driver "$(BIN)/nbdev_merge %O %A %B %P"; fi
+	@touch $@
+
+reproduce: $(STAMP) ## run the studies of PROFILE (or one STUDY) and build paper and slides from their records
+	@$(RUN) study run $(STUDY) --profile $(PROFILE) --jobs $(JOBS)
+	@$(RUN) report build --profile $(PROFILE)
+
+plan: $(STAMP) ## show what `make reproduce` would run, and why
+	@$(RUN) study status $(STUDY) --profile $(PROFILE)
+
+# Offline: nothing a test needs may come from the network.
+test: export HF_HUB_OFFLINE = 1
+test: export OMP_NUM_THREADS = 1
+test: $(STAMP) ## notebooks and library in sync, notebook tests, pytest, layering, lint
+	$(BIN)/python -m modernllm.cli.sync --check
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -n 2
+	$(BIN)/lint-imports
+	$(BIN)/ruff check
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+docs: $(STAMP) ## build the documentation site in _docs/ from the notebooks
+	@$(BIN)/python -m modernllm.reporting.docs
+
+paper: $(STAMP) ## build the paper of PROFILE from its records; starts no run
+	@$(RUN) report build paper --profile $(PROFILE)
+
+slides: $(STAMP) ## build the slides of PROFILE from its records; starts no run
+	@$(RUN) report build slides --profile $(PROFILE)
+
+sync: $(STAMP) ## carry edits from notebooks to modules and back, and clean the notebooks
+	@$(BIN)/python -m modernllm.cli.sync
+
+# In an environment of its own, so that nothing installed by hand gets into the lock.
+lock: ## make constraints.txt anew from requirements.txt
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/python -m pip install --quiet -r requirements.txt
+	.lock/bin/python -m pip install --quiet --no-deps sphinx-revealjs==3.2.1
+	{ echo "# Every version, made by \`make lock\` from requirements.txt. Do not edit."; \
+	  .lock/bin/python -m pip freeze --all --exclude pip --exclude wheel | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > constraints.new
+	mv constraints.new constraints.txt && rm -rf .lock
+
+clean: ## remove smoke runs and everything built; keeps .venv, the data cache and the runs of cpu and gpu
+	rm -rf runs/smoke data/records/smoke data/results/smoke figures/smoke report/build _docs _proc .snakemake
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	find modernllm nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
