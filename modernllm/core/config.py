@@ -97,7 +97,7 @@ def load_yaml(
         raise InputError(f"{path}: holds a {type(value).__name__}; a mapping 'name: value' is expected")
     return value
 
-# %% ../../nbs/00_core/config.ipynb #6522feda
+# %% ../../nbs/00_core/config.ipynb #adf72edf
 def _model_in(annotation) -> type[pydantic.BaseModel] | None:
     "The first model class inside a type annotation."
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
@@ -110,7 +110,7 @@ def _field_names(model: type[pydantic.BaseModel], path: tuple) -> list[str]:
     for part in path[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
         model = (_model_in(field.annotation) if field else None) or model
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _path_in(values, location: tuple) -> tuple:
@@ -146,7 +146,7 @@ def one_line(
     lines = [f"{name} {' or '.join(dict.fromkeys(messages))}".strip() for name, messages in wrong.items()]
     return " ".join(f"{model.__name__}: {'; '.join(lines)}".split())
 
-# %% ../../nbs/00_core/config.ipynb #503063bc
+# %% ../../nbs/00_core/config.ipynb #a39f1ef2
 class Config(pydantic.BaseModel):
     "Base of all configurations: frozen, no unknown names, no silent conversion. Bad values raise `InputError`."
 
@@ -189,7 +189,7 @@ class Config(pydantic.BaseModel):
 
     def to_dict(self) -> dict:  # plain JSON values
         "The values, such that `make(config.to_dict()) == config`."
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
     @staticmethod
     def parse_assignments(
