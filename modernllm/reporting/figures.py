@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ..core.config import InputError, atomic_write, settings
 from ..core.records import Record
 
-# %% ../../nbs/60_reporting/figures.ipynb #2dd12ceb
+# %% ../../nbs/60_reporting/figures.ipynb #85bd48dc
 COLOURS = ("#1b2a49", "#9c3520", "#3f8296", "#c98f2b", "#b9b2c4", "#bcd9a9")  # from dark to light
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)), (0, (1, 2.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -37,7 +37,8 @@ _RC = {
 @contextmanager
 def style():
     "The one look: `with style(): …` around everything that draws."
-    with sns.axes_style("ticks"), sns.plotting_context("paper"), matplotlib.rc_context(_RC):
+    plt.draw_if_interactive()  # loads the backend now: inside the context its switch to inline plots would be undone
+    with matplotlib.rc_context({**sns.axes_style("ticks"), **sns.plotting_context("paper"), **_RC}):
         yield
 
 
