@@ -42,7 +42,7 @@ plan: $(STAMP) ## show what `make reproduce` would run, and why
 test: export HF_HUB_OFFLINE = 1
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP) ## notebooks and library in sync, notebook tests, pytest, layering, lint
-	$(BIN)/python -m modernllm.cli.sync --check
+	$(RUN) sync --check
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/lint-imports
@@ -61,7 +61,7 @@ slides: $(STAMP) ## build the slides of PROFILE from its records; starts no run
 	@$(RUN) report build slides --profile $(PROFILE)
 
 sync: $(STAMP) ## carry edits from notebooks to modules and back, and clean the notebooks
-	@$(BIN)/python -m modernllm.cli.sync
+	@$(RUN) sync
 
 # In an environment of its own, so that nothing installed by hand gets into the lock.
 lock: ## make constraints.txt anew from requirements.txt

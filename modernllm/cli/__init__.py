@@ -3,7 +3,7 @@
 from importlib import import_module
 
 # public name: module of this package that defines it
-_EXPORTS = {"main": "app", "sync": "sync"}
+_EXPORTS = {"main": "app"}
 
 
 def __getattr__(name):

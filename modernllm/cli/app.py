@@ -35,7 +35,7 @@ def examples(
     "Format example command lines for the end of a command's help."
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
-# %% ../../nbs/70_cli/app.ipynb #f18d7413
+# %% ../../nbs/70_cli/app.ipynb #56acf9a1
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -47,6 +47,7 @@ def examples(
         "generate": "modernllm.cli.train:generate",
         "report": "modernllm.cli.report:report",
         "bench": "modernllm.cli.report:bench",
+        "sync": "modernllm.cli.sync:command",
     },
     epilog=examples(
         "modernllm data list                        what there is to read",
@@ -64,7 +65,7 @@ def cli(debug):
     Exit status: 0 done, 1 a run failed, 2 the input was wrong, 130 interrupted.
     """
 
-# %% ../../nbs/70_cli/app.ipynb #d773d7ff
+# %% ../../nbs/70_cli/app.ipynb #a2ee4870
 def explain(
     error: Exception, # what a command raised
 ) -> tuple[int, str]: # exit status, one line
@@ -74,7 +75,7 @@ def explain(
         where = error.ctx.command_path if error.ctx else "modernllm"
         text, status = f"{error.format_message()} (see `{where} --help`)", 2
     elif isinstance(error, click.ClickException):
-        text, status = error.format_message(), 2
+        text, status = error.format_message(), error.exit_code
     elif isinstance(error, InputError):
         text, status = str(error), 2
     elif isinstance(error, RunFailed):

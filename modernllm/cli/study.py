@@ -25,8 +25,10 @@ def checked(
     check_name("profile", profile, PROFILES)
     return [check_name("study", name, all_studies()) for name in studies] or all_studies()
 
-# %% ../../nbs/70_cli/study.ipynb #abd2501a
-@click.group(epilog=examples("modernllm study list", "modernllm study status lm_baselines --profile cpu", "modernllm study run --profile smoke"))
+# %% ../../nbs/70_cli/study.ipynb #91ba6efb
+@click.group(epilog=examples(
+    "modernllm study list", "modernllm study status lm_baselines --profile cpu", "modernllm study run --profile smoke",
+))
 def study():
     "Studies: a question, the runs that answer it, and what is left to run."
 
