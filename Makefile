@@ -24,7 +24,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	@echo "Installing the pinned packages into .venv (about 2 GB, one to two minutes) ..."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
-	$(PIP) install -qq -r requirements.txt -c constraints.txt
+	$(PIP) install -qq --no-compile -r requirements.txt -c constraints.txt
 	$(PIP) install -qq --no-build-isolation --no-deps -c constraints.txt sphinx-revealjs -e .
 	@if git rev-parse --git-dir >/dev/null 2>&1; then \
 	  git config diff.ipynb.textconv "$(BIN)/jupytext --quiet --to py:percent --output -"; \

@@ -11,21 +11,21 @@ import sys
 
 import click
 
-# %% ../../nbs/70_cli/app.ipynb #6c7abef5
+# %% ../../nbs/70_cli/app.ipynb #e8208379
 class LazyGroup(click.Group):
     "A click group whose subcommands are imported from `module:name` addresses when they are used."
 
     def __init__(self, *args, lazy: dict[str, str] = {}, **kwargs):
         super().__init__(*args, **kwargs)
-        self.lazy = lazy
+        self.commands = dict(lazy)  # click looks here for the nearest name; a name's command is an address until it is used
 
     def list_commands(self, ctx):
-        return list(self.lazy)
+        return list(self.commands)
 
     def get_command(self, ctx, name):
-        if name not in self.lazy:
+        if name not in self.commands:
             return None
-        module, attribute = self.lazy[name].split(":")
+        module, attribute = self.commands[name].split(":")
         return getattr(importlib.import_module(module), attribute)
 
 # %% ../../nbs/70_cli/app.ipynb #807e793c

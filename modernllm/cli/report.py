@@ -42,10 +42,10 @@ def check(profile):
     from modernllm.reporting.check import check as check_report
     check_report(profile)
 
-# %% ../../nbs/70_cli/report.ipynb #fc51cbc7
+# %% ../../nbs/70_cli/report.ipynb #94444e5b
 @click.group(epilog=examples("modernllm bench train"))
 def bench():
-    "Speed, as ratios to named peers measured in the same minute."
+    "Speed beside named peers, measured in turns."
 
 # %% ../../nbs/70_cli/report.ipynb #306a9d3c
 @bench.command("train", epilog=examples("modernllm bench train", "modernllm bench train --threads 2 --seconds 60"))

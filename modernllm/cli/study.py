@@ -25,8 +25,8 @@ def checked(
     check_name("profile", profile, PROFILES)
     return [check_name("study", name, all_studies()) for name in studies] or all_studies()
 
-# %% ../../nbs/70_cli/study.ipynb #91ba6efb
-@click.group(epilog=examples(
+# %% ../../nbs/70_cli/study.ipynb #5186ca69
+@click.group(short_help="Questions, the runs that answer them, what is left.", epilog=examples(
     "modernllm study list", "modernllm study status lm_baselines --profile cpu", "modernllm study run --profile smoke",
 ))
 def study():
@@ -41,17 +41,18 @@ def list_():
         plan = load_plan(name)
         click.echo(f"{name}: {plan.title}\n  {' '.join(plan.question.split())}")
 
-# %% ../../nbs/70_cli/study.ipynb #308df204
+# %% ../../nbs/70_cli/study.ipynb #e56044a0
 @study.command(epilog=examples("modernllm study status", "modernllm study status lm_baselines --profile cpu"))
 @STUDIES
 @PROFILE
 def status(studies, profile):
     "Print what would run and why: new, changed parameter, changed code, changed data, changed input."
+    names = checked(studies, profile)
     from modernllm.core import graph
-    for line in graph.status(checked(studies, profile), profile):
+    for line in graph.status(names, profile):
         click.echo(line)
 
-# %% ../../nbs/70_cli/study.ipynb #a8a3abad
+# %% ../../nbs/70_cli/study.ipynb #0d4b75cf
 @study.command(epilog=examples(
     "modernllm study run --profile smoke",
     "modernllm study run lm_baselines --profile cpu --jobs 2",
@@ -63,8 +64,9 @@ def status(studies, profile):
 @click.option("--keep-going", is_flag=True, help="Go on with independent runs when one fails.")
 def run(studies, profile, jobs, keep_going):
     "Run what is stale, then the summaries. Running it again does nothing."
+    names = checked(studies, profile)
     from modernllm.core import graph
-    return graph.run(checked(studies, profile), profile, jobs=jobs, keep_going=keep_going)
+    return graph.run(names, profile, jobs=jobs, keep_going=keep_going)
 
 # %% ../../nbs/70_cli/study.ipynb #578a0dba
 @study.command("exec", epilog=examples("modernllm study exec runs/smoke/lm_baselines/small/s0    run or finish this one run"))

@@ -145,8 +145,10 @@ def sync(
     (root / ".sync.json").write_text(json.dumps(memory, indent=0, sort_keys=True))
     return done + [f"{path} cleaned" for path in dirty]
 
-# %% ../../nbs/70_cli/sync.ipynb #90adf831
-@click.command("sync", epilog=examples("modernllm sync", "modernllm sync --check    change nothing, exit 1 when something is not in sync"))
+# %% ../../nbs/70_cli/sync.ipynb #34bb5f75
+@click.command("sync", short_help="Carry edits from notebooks to modules and back.", epilog=examples(
+    "modernllm sync", "modernllm sync --check    change nothing, exit 1 when something is not in sync",
+))
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 when something is not in sync.")
 def command(check):
     "Carry edits from notebooks to modules and back, whichever side was edited, and clean the notebooks."

@@ -12,8 +12,8 @@ import click
 
 from .app import examples
 
-# %% ../../nbs/70_cli/train.ipynb #2edb09b7
-@click.command(epilog=examples(
+# %% ../../nbs/70_cli/train.ipynb #81d52d88
+@click.command(short_help="Train a model from nothing and save it.", epilog=examples(
     "modernllm train                                              a small model on embedded text, about a minute",
     "modernllm train hidden_size=256 learning_rate=3e-3 max_steps=1000",
     "modernllm train --config small.yaml seed=1 --out runs/small-1",
@@ -67,11 +67,11 @@ def fit(
     result = trainer.fit()
     return result, evaluate(result.model)["loss"], corpus.tokenizer
 
-# %% ../../nbs/70_cli/train.ipynb #b84794e6
+# %% ../../nbs/70_cli/train.ipynb #9049156d
 MODEL = click.argument("model", type=click.Path(exists=True, file_okay=False))
 
 
-@click.command(epilog=examples(
+@click.command(short_help="Print the perplexity card of a saved model.", epilog=examples(
     "modernllm evaluate runs/train/1a2b3c4d",
     "modernllm evaluate runs/train/1a2b3c4d --split test --stride 64    a sliding window: slower, lower",
     "modernllm evaluate MODEL --data wikitext2                           text that it was not trained on",

@@ -1,0 +1,86 @@
+import click
+import pytest
+
+from modernllm.cli.app import cli, explain, main
+from modernllm.core.config import InputError, RunFailed
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    "A subcommand that raises what it is given."
+    def install(error):
+        @click.command()
+        def boom():
+            raise error
+        get = type(cli).get_command
+        monkeypatch.setattr(type(cli), "get_command", lambda s, c, n: boom if n == "boom" else get(s, c, n))
+    return install
+
+
+@pytest.mark.parametrize("error, status", [
+    (InputError("seed: -1 is not allowed"), 2),
+    (RunFailed("loss is nan at step 3"), 1),
+    (OSError(28, "No space left on device"), 1),
+    (KeyboardInterrupt(), 130),
+    (click.Abort(), 130),
+])
+def test_an_error_is_one_line_and_a_status(failing, capsys, error, status):
+    failing(error)
+    assert main(["boom"]) == status
+    out, err = capsys.readouterr()
+    assert out == "" and err.strip().count("\n") == 0 and "Traceback" not in err
+
+
+@pytest.mark.parametrize("line", [["--debug", "boom"], ["boom", "--debug"]])
+def test_debug_shows_where(failing, line):
+    failing(RunFailed("broken"))
+    with pytest.raises(RunFailed):
+        main(line)
+
+
+@pytest.mark.parametrize("line, words", [
+    (["trian"], ["trian", "train"]),
+    (["study", "ru"], ["ru", "study --help"]),
+    (["data", "show"], ["NAME"]),
+    (["study", "run", "--jobs", "0"], ["0", ">=1"]),
+    (["report", "build", "papr"], ["papr", "paper"]),
+    (["evaluate", "no/such/folder"], ["no/such/folder"]),
+])
+def test_wrong_words_are_named(capsys, line, words):
+    assert main(line) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and all(word in err for word in words)
+
+
+@pytest.mark.parametrize("line, words", [
+    (["study", "run", "lm_baseline"], ["lm_baseline", "lm_baselines"]),
+    (["study", "run", "--profile", "smok"], ["smok", "smoke"]),
+    (["study", "status", "--profile", "cpus"], ["cpus", "cpu"]),
+    (["report", "build", "--profile", "gpus"], ["gpus", "gpu"]),
+    (["data", "show", "wikitxt2"], ["wikitxt2", "wikitext2"]),
+    (["data", "fetch", "tinystory"], ["tinystory", "tinystories"]),
+    (["data", "show", "embedded_docs", "--split", "tst"], ["tst", "test"]),
+])
+def test_unknown_names_get_a_proposal(capsys, line, words):
+    assert main(line) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and all(word in err for word in words)
+
+
+def every_command(group, path=()):
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        yield [*path, name], command
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*path, name))
+
+
+@pytest.mark.parametrize("path, command", every_command(cli), ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_every_command_teaches_by_example(capsys, path, command):
+    assert main([*path, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert command.help and "Examples:" in out and f"modernllm {' '.join(path)}" in out
+
+
+def test_messages_lose_their_line_breaks():
+    assert explain(InputError("a\n  b")) == (2, "a b")

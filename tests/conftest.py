@@ -1,0 +1,49 @@
+"""What all tests share: no network, two threads at most, and folders of their own for caches and runs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Set before any test module imports a library that reads them. The folder is shared by the workers of one test run, so
+# that a tokenizer is trained once, and is not the person's cache, which a test must never touch.
+_shared = Path(tempfile.gettempdir()) / f"modernllm-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HOME=str(_shared / "hf"),
+    MODERNLLM_CACHE=str(_shared / "cache"),
+    MODERNLLM_RUNS=str(_shared / "runs"),
+    MPLBACKEND="agg",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for name in [n for n in os.environ if n.startswith(("SLURM_", "WANDB_")) or n in ("MODERNLLM_DATA", "MODERNLLM_ROOT", "MODERNLLM_STUDIES")]:
+    del os.environ[name]
+
+
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput"):  # the controller, or the only process
+        import shutil
+
+        shutil.rmtree(_shared, ignore_errors=True)
+
+
+@pytest.fixture
+def root() -> Path:
+    "The root of the project."
+    return ROOT
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    "An empty project of one's own: runs, caches, records and studies all lie in it."
+    for folder in ("nbs/studies", "runs", "data/cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setenv("MODERNLLM_ROOT", str(tmp_path))
+    for name in ("MODERNLLM_RUNS", "MODERNLLM_CACHE", "MODERNLLM_STUDIES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
