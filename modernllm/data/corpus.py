@@ -42,7 +42,7 @@ def documents(
     lines = [row or " \n" for row in rows]
     return ["".join(lines[a:b]) for a, b in zip(bounds, bounds[1:])]
 
-# %% ../../nbs/10_data/corpus.ipynb #a2b521bd
+# %% ../../nbs/10_data/corpus.ipynb #ed0c98f0
 @dataclass(frozen=True)
 class TokenSplit:
     "Packed tokens of one split, with the counts that perplexity needs."
@@ -54,7 +54,7 @@ class TokenSplit:
     vocab_size: int
     n_bytes: int
     n_words: int
-    n_lines: int
+    n_line_ends: int
     source: str = "generated"  # mirror, hub, embedded or generated
     generated: bool = True
     fingerprint: str = ""
@@ -78,8 +78,12 @@ class TokenSplit:
         return len(self.document_starts)
 
     @property
+    def end_id(self) -> int:  # of <|endoftext|>
+        return int(self.tokens[self.document_starts[0]])
+
+    @property
     def n_closed_words(self) -> int:
-        return self.n_words + self.n_lines
+        return self.n_words + self.n_line_ends
 
     def provenance(self) -> dict:
         "The entry in a record's `data`."
@@ -109,24 +113,28 @@ def _check_length(split: TokenSplit, block_size: int):
             f"block_size is {block_size}, allowed: {split.n_tokens - 1} or less"
         )
 
-# %% ../../nbs/10_data/corpus.ipynb #5fe9ec0b
-PACKING = 1  # part of the cache key: raise it when a change below changes what is stored
+# %% ../../nbs/10_data/corpus.ipynb #7c8dc7c6
+PACKING = 2  # part of the cache key: raise it when a change below changes what is stored
 
 
 def _pack(folder: Path, texts: list[str], tokenizer):
     "Write tokens, document starts and counts into a new folder."
-    ids = encode_documents(tokenizer, texts)
+    from tqdm import tqdm
+
     boundary = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    lengths = np.array([len(document) + 1 for document in ids], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    tokens = np.empty(int(lengths.sum()), dtype=np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-    for start, document in zip(starts, ids):
-        tokens[start] = boundary
-        tokens[start + 1 : start + 1 + len(document)] = document
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    rows = []
+    with tqdm(total=len(texts), desc="tokenising", unit="document", delay=2, mininterval=1, leave=False) as bar:
+        for i in range(0, len(texts), 1000):
+            for ids in encode_documents(tokenizer, texts[i : i + 1000]):
+                rows.append(np.array([boundary, *ids], dtype=dtype))
+            bar.update(len(texts[i : i + 1000]))
+    tokens = np.concatenate(rows)
+    starts = np.cumsum([0, *map(len, rows[:-1])])
     counts = {
         "n_bytes": sum(len(text.encode("utf-8")) for text in texts),
         "n_words": sum(len(text.split()) for text in texts),
-        "n_lines": sum(text.count("\n") + (not text.endswith("\n")) for text in texts),
+        "n_line_ends": sum(text.count("\n") for text in texts),
     }
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from ..core.config import InputError, atomic_write, settings
 from ..core.provenance import json_sha256
 
-# %% ../../nbs/10_data/embedded.ipynb #574e169a
+# %% ../../nbs/10_data/embedded.ipynb #e1cb5b68
 # The order decides in which document a paragraph stays that occurs in several.
 PACKAGES = (
     "torch", "transformers", "numpy", "pandas", "matplotlib", "datasets", "accelerate", "peft", "huggingface_hub",
@@ -29,32 +29,31 @@ PACKAGES = (
 # Tests and copies of other packages hold little prose; transformers/models is hundreds of near-equal files.
 SKIPPED = re.compile(r"/(tests?|testing|_vendor|transformers/models)/")
 # Part of the cache key: raise it when a change below changes the text.
-EXTRACTOR = 1
+EXTRACTOR = 2
 
-# %% ../../nbs/10_data/embedded.ipynb #7f5686cd
-_STRING = re.compile(r"""((?<!\w)[rRuUbBfF]{1,2})?(\"{3}|'{3})(.*?)(?<!\\)\2""", re.S)
-
-
+# %% ../../nbs/10_data/embedded.ipynb #ba027b80
 def docstrings(
     source: str,  # text of a .py file
 ) -> list[str]:  # in the order of the file, indentation removed
     "The docstrings of a module, a class, a function, or given to a call as an argument."
     found = []
-    for match in _STRING.finditer(source):
-        if len(match[3]) < 60 or set((match[1] or "").lower()) & set("bf"):
+    pieces = source.split('"""')
+    for i in range(1, len(pieces) - 1, 2):
+        code, _, prefix = pieces[i - 1].rpartition("\n")
+        prefix = prefix.strip()
+        if len(pieces[i]) < 60 or prefix not in ("", "r", "R", "u", "U"):
             continue
-        before, _, line = source[max(0, match.start() - 500) : match.start()].rpartition("\n")
-        opens_module = match.start() < 5000 and not re.search(r"(?m)^[^#\n]", source[: match.start()])
-        if opens_module or (not line.strip() and before.rstrip().endswith((":", ",", "("))):
+        opens_module = i == 1 and not re.search(r"(?m)^[^#\n]", code)
+        if opens_module or code.rstrip().endswith((":", ",", "(")):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # invalid escapes in other people's docstrings
-                    found.append(inspect.cleandoc(ast.literal_eval(match[0])))
+                    found.append(inspect.cleandoc(ast.literal_eval(f'{prefix}"""{pieces[i]}"""')))
             except (SyntaxError, ValueError):
                 continue
     return found
 
-# %% ../../nbs/10_data/embedded.ipynb #0cb0e87a
+# %% ../../nbs/10_data/embedded.ipynb #ffb0264d
 _CODE = re.compile(r"(?ms)^```.*?^```|^\.\. (?:code-block|plot|math|sourcecode|testcode|testsetup)::.*?(?=^\S|\Z)")
 _MARKUP = [
     (re.compile(r":\w+(?::\w+)?:`~?([^`<]*?)\s*(?:<[^`]*>)?`"), r"\1"),  # :class:`~a.b` and :ref:`text <target>`
@@ -77,7 +76,7 @@ def _join(paragraph: str) -> str:
         else:
             lines.append(text)
         indent = this
-    return "\n".join(re.sub(r"\s+", " ", line) for line in lines)
+    return "\n".join(" ".join(line.split()) for line in lines)
 
 
 def paragraphs(
@@ -91,16 +90,13 @@ def paragraphs(
     for paragraph in re.split(r"\n\s*\n", text):
         # a heading underlined in the numpy way goes, the paragraph under it stays
         paragraph = re.sub(r"^.*\n\s*[-=~]{3,}\s*\n", "", paragraph + "\n").rstrip()
-        if _NOISE.search(paragraph):
-            continue
-        joined = _join(paragraph)
-        words = re.findall(r"\b[A-Za-z]{2,}\b", joined)
-        letters = len(re.sub(r"[^A-Za-z ]", "", joined))
-        if len(words) >= 8 and letters >= 0.85 * len(joined):
-            kept.append(joined)
+        words = re.findall(r"\b[A-Za-z]{2,}\b", paragraph)
+        letters = sum(map(len, words))
+        if len(words) >= 8 and letters >= 0.72 * len("".join(paragraph.split())) and not _NOISE.search(paragraph):
+            kept.append(_join(paragraph))
     return kept
 
-# %% ../../nbs/10_data/embedded.ipynb #e5094d08
+# %% ../../nbs/10_data/embedded.ipynb #609e23d2
 def split_of(
     name: str,  # "numpy/linalg/_linalg.py"
 ) -> str:
@@ -113,8 +109,10 @@ def extract(
     folders: list[Path],  # package folders, in the order that decides which of equal paragraphs stays
 ) -> list[dict]:  # rows of `name`, `split`, `text`
     "Documentation in the Python files of some packages, one document a file, no paragraph twice."
+    from tqdm import tqdm
+
     seen, rows = set(), []
-    for folder in folders:
+    for folder in tqdm(folders, "reading documentation", unit="package", delay=2, leave=False):
         for path in sorted(folder.rglob("*.py"), key=lambda path: path.as_posix()):
             name = path.relative_to(folder.parent).as_posix()
             if SKIPPED.search(f"/{name}"):
@@ -122,7 +120,7 @@ def extract(
             kept = []
             for docstring in docstrings(path.read_text(encoding="utf-8", errors="ignore")):
                 for paragraph in paragraphs(docstring):
-                    key = re.sub(r"\W+|\d+", " ", paragraph).lower()
+                    key = re.sub(r"[\W\d]+", "", paragraph).lower()
                     if key not in seen:
                         seen.add(key)
                         kept.append(paragraph)

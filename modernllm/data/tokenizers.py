@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'SMALLEST', 'CHAT_TEMPLATE', 'PIECES', 'train_bpe', 'tokenizer_hash', 'encode_documents']
 
-# %% ../../nbs/10_data/tokenizers.ipynb #7ab00230
+# %% ../../nbs/10_data/tokenizers.ipynb #f39d85b3
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def _untrained() -> "Tokenizer":
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
-# %% ../../nbs/10_data/tokenizers.ipynb #184717ba
+# %% ../../nbs/10_data/tokenizers.ipynb #076ed3a2
 def _wrap(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":
     "The tokenizer as transformers wants it."
     from transformers import PreTrainedTokenizerFast
@@ -101,7 +102,7 @@ def train_bpe(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(ByteLevel.alphabet()),
-        show_progress=False,
+        show_progress=sys.stderr.isatty() and sum(map(len, texts)) > 2_000_000,  # elsewhere it prints empty lines
     )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
     found = tokenizer.get_vocab_size()
