@@ -6,7 +6,8 @@
 __all__ = ['PROFILES', 'InputError', 'RunFailed', 'did_you_mean', 'check_name', 'parse_yaml', 'load_yaml', 'one_line', 'Config',
            'atomic_write', 'Settings', 'settings']
 
-# %% ../../nbs/00_core/config.ipynb #41ff375a
+# %% ../../nbs/00_core/config.ipynb #db2f242c
+import contextlib
 import difflib
 import os
 import re
@@ -204,7 +205,7 @@ class Config(pydantic.BaseModel):
             values[name.strip()] = parse_yaml(text, f"'{assignment}'")
         return values
 
-# %% ../../nbs/00_core/config.ipynb #0ca9bf1c
+# %% ../../nbs/00_core/config.ipynb #e218e9ab
 def atomic_write(
     path: str | Path,
     data: bytes | str,  # text is written as UTF-8
@@ -227,7 +228,8 @@ def atomic_write(
     except OSError as error:
         raise RunFailed(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself survives a power cut

@@ -75,7 +75,7 @@ def unlock(
         _held.remove(descriptor)
         os.close(descriptor)
 
-# %% ../../nbs/00_core/runs.ipynb #eb24ba03
+# %% ../../nbs/00_core/runs.ipynb #9ce2a34d
 def _read_spec(folder: Path, asked: dict, params: dict) -> dict:
     "The folder's spec.json, checked against what the notebook says; without one, what the notebook says."
     path = folder / "spec.json"
@@ -83,7 +83,8 @@ def _read_spec(folder: Path, asked: dict, params: dict) -> dict:
         return asked
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
-        given = {**{name: spec[name] for name in asked}, **spec.get("params", {})}
+        fixed = spec["pick"]["keeps"] if spec.get("pick") else spec.get("params", {})  # the selection sets the others
+        given = {**{name: spec[name] for name in asked}, **{name: spec["params"][name] for name in fixed}}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: is not a run's specification") from None
     for name, value in given.items():
@@ -118,7 +119,7 @@ def _cost(ledger: Ledger) -> dict:
     throughput = {"value": rate, "unit": "tokens/s"} if rate is not None else None
     return {**cost, "usd": round(ledger.usd, 6), "throughput": throughput}
 
-# %% ../../nbs/00_core/runs.ipynb #637b6a41
+# %% ../../nbs/00_core/runs.ipynb #c7bffd25
 class Run:
     "A run from its start to its record. Made by `Run.start`."
 
@@ -166,7 +167,7 @@ class Run:
             set_threads(self.spec["threads"])
         if "torch" in sys.modules:  # a study without torch need not wait for it
             seed_everything(self.seed)
-        for rest in self.dir.glob(".*.tmp"):  # left by a kill in the middle of a write
+        for rest in self.dir.glob(".metrics.json.*.tmp"):  # left by a kill in the middle of a write
             rest.unlink()
         events = Telemetry.read(self.dir)
         if events and events[0].get("spec_hash") != self.spec_hash:  # the log of another run, not a part of this one
