@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['windows', 'token_nats', 'PerplexityCard', 'perplexity_card', 'prefix_loss']
 
-# %% ../../nbs/40_evaluation/perplexity.ipynb #b725bba9
+# %% ../../nbs/40_evaluation/perplexity.ipynb #c9cb9d61
 import math
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -16,6 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.config import InputError
+from ..training.logprobs import linear_logprobs
 
 # %% ../../nbs/40_evaluation/perplexity.ipynb #532a167a
 def windows(
@@ -32,15 +33,13 @@ def windows(
         done = end
     return spans
 
-# %% ../../nbs/40_evaluation/perplexity.ipynb #f0f47f6f
+# %% ../../nbs/40_evaluation/perplexity.ipynb #1ec038cf
 def _logprobs(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     "Log-probability of `targets[scored]`, (number scored,), float32."
     if getattr(getattr(model, "config", None), "model_type", None) == "modernllm":
-        from modernllm.training.objectives import linear_logprobs
-
         hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
-        softcap = getattr(model.config, "final_logit_softcapping", None)
-        return linear_logprobs(hidden[scored], model.lm_head.weight, targets[scored], softcap=softcap).float()
+        softcap = model.config.final_logit_softcapping
+        return linear_logprobs(hidden[scored], model.lm_head.weight, targets[scored], softcap=softcap)
     logits = model(input_ids=inputs).logits[scored].float()
     return logits.log_softmax(-1).gather(-1, targets[scored][:, None])[:, 0]
 
@@ -173,7 +172,14 @@ class PerplexityCard:
             run.metric(f"{split}_{name}", value, unit=unit, split=split, n_items=count, better="lower")
         run.text(f"{split}_card", [self.conventions()])
 
-# %% ../../nbs/40_evaluation/perplexity.ipynb #29d2dab1
+# %% ../../nbs/40_evaluation/perplexity.ipynb #bec7e8d3
+def _is_text(split, n: int) -> np.ndarray:
+    "Which of the first `n` tokens are text: all but those that open a document."
+    text = np.ones(n, dtype=bool)
+    text[split.document_starts[split.document_starts < n]] = False
+    return text
+
+
 def perplexity_card(
     model: nn.Module, # a causal language model
     split, # a `data.corpus.TokenSplit`
@@ -185,11 +191,11 @@ def perplexity_card(
     precision: str = "fp32", # or "bf16"
 ) -> PerplexityCard:
     "Score every token of a split once and divide by everything."
-    tokens, first = np.asarray(split.tokens), split.end_id
+    tokens = np.asarray(split.tokens)
+    counted = _is_text(split, len(tokens)) | count_end
     nats = token_nats(
-        model, tokens, first=first, context=context, stride=stride, batch_size=batch_size, precision=precision
+        model, tokens, first=split.end_id, context=context, stride=stride, batch_size=batch_size, precision=precision
     )
-    counted = np.ones(len(tokens), dtype=bool) if count_end else tokens != first
     origin = split.provenance()
     return PerplexityCard(
         nats=float(nats[counted].sum(dtype=np.float64)), tokens=int(counted.sum()),
@@ -198,7 +204,7 @@ def perplexity_card(
         source=f"{origin['name']} {origin['split']}" + (" (generated)" if origin["generated"] else ""),
     )
 
-# %% ../../nbs/40_evaluation/perplexity.ipynb #6833ead1
+# %% ../../nbs/40_evaluation/perplexity.ipynb #e1cb992a
 def prefix_loss(
     split, # a `data.corpus.TokenSplit`
     *,
@@ -208,9 +214,10 @@ def prefix_loss(
     precision: str = "fp32", # or "bf16"
 ): # model -> {"loss": nats per token}
     "An evaluation for the Trainer: mean nats per token over the first `max_tokens` tokens of a split."
-    tokens, first = np.asarray(split.tokens[:max_tokens]), split.end_id
-    counted = tokens != first
+    tokens = np.asarray(split.tokens[:max_tokens])
+    counted = _is_text(split, len(tokens))
+
     def evaluate(model: nn.Module) -> dict[str, float]:
-        nats = token_nats(model, tokens, first=first, context=context, batch_size=batch_size, precision=precision)
+        nats = token_nats(model, tokens, first=split.end_id, context=context, batch_size=batch_size, precision=precision)
         return {"loss": float(nats[counted].mean(dtype=np.float64))}
     return evaluate

@@ -34,7 +34,9 @@ def split_of(tokens, **counts):
     "What a corpus would hand over."
     values = {"n_words": 2, "n_line_ends": 1, "n_bytes": 5, "n_documents": 1} | counts
     provenance = {"name": "toy", "split": "test", "source": "generated", "generated": True}
-    return SimpleNamespace(tokens=np.array(tokens, dtype=np.uint16), end_id=END, provenance=lambda: provenance, **values)
+    tokens = np.array(tokens, dtype=np.uint16)
+    starts = np.flatnonzero(tokens == END)
+    return SimpleNamespace(tokens=tokens, document_starts=starts, end_id=END, provenance=lambda: provenance, **values)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_end_tokens_can_be_counted():
 def test_uniform_model_has_the_vocabulary_as_perplexity():
     model = Bigram()
     nn.init.zeros_(model.table)
-    assert perplexity_card(model, split_of([A, B, A, NEWLINE]), context=2).token_ppl == pytest.approx(4)
+    assert perplexity_card(model, split_of([END, A, B, A, NEWLINE]), context=2).token_ppl == pytest.approx(4)
 
 
 def test_published_pair_of_gpt2():
@@ -142,7 +144,7 @@ def test_card_goes_into_a_record():
     metrics, texts = {}, {}
     run = SimpleNamespace(metric=lambda name, value, **k: metrics.update({name: {"value": value} | k}),
                           text=lambda name, lines: texts.update({name: lines}))
-    perplexity_card(Bigram(), split_of([A, B, NEWLINE]), context=8).record_into(run, "test")
+    perplexity_card(Bigram(), split_of([END, A, B, NEWLINE]), context=8).record_into(run, "test")
     assert metrics["test_word_ppl_closed"]["n_items"] == 3 and metrics["test_nats"]["unit"] == "nats"
     assert metrics["test_bits_per_byte"]["n_items"] == 5 and metrics["test_bits_per_byte"]["better"] == "lower"
     assert "context 8, stride 8" in texts["test_card"][0]
