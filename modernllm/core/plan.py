@@ -183,7 +183,7 @@ def cells(
     kept = [cell for cell in _grid(axes) if not any(_matches(cell, rule) for rule in plan.exclude)]
     return {cell_name(cell): Variant(params=cell) for cell in kept}
 
-# %% ../../nbs/00_core/plan.ipynb #956d0386
+# %% ../../nbs/00_core/plan.ipynb #85b0ffc6
 def studies() -> list[str]:
     "The names of all studies: the folders that hold a plan.yaml."
     return sorted(path.parent.name for path in settings().studies.glob("*/plan.yaml"))
@@ -196,12 +196,21 @@ def load_plan(
     check_name("study", study, studies())
     path = settings().studies / study / "plan.yaml"
     values = load_yaml(path)
+    _check_names(path, values)
     try:
         plan = Plan.make({**values, "study": study})
         _check(plan)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return plan
+
+
+def _check_names(path: Path, values):
+    "YAML reads the words on, off, yes and no as truth values, also where a name is meant."
+    for name, value in values.items() if isinstance(values, dict) else enumerate(values if isinstance(values, list) else []):
+        if isinstance(values, dict) and not isinstance(name, str):
+            raise InputError(f"{path}: the name {name!r} is a {type(name).__name__}; put it in quotes if a name is meant")
+        _check_names(path, value)
 
 
 def _check(plan: Plan):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['rank', 'selection_path', 'select', 'write_selection']
 
-# %% ../../nbs/00_core/selection.ipynb #caf42b7b
+# %% ../../nbs/00_core/selection.ipynb #b4d66048
 import json
 import statistics
 from pathlib import Path
 
-from .config import InputError, atomic_write, check_name, settings
+from .config import InputError, RunFailed, atomic_write, check_name, settings
 from .expand import expand, own_params, selected_among, variants
 from .plan import Plan, Select, load_plan
 from .records import Record, load_record
@@ -46,7 +46,7 @@ def rank(
         rows.append((score, tie, place, {"variant": variant, "value": statistics.fmean(values), "n": len(runs)}))
     return [row[-1] for row in sorted(rows, key=lambda row: row[:-1])]
 
-# %% ../../nbs/00_core/selection.ipynb #5b0c035d
+# %% ../../nbs/00_core/selection.ipynb #7183764a
 def selection_path(
     profile: str,
     study: str,
@@ -63,8 +63,8 @@ def select(
     rule, names = plan.select, selected_among(plan, profile)
     runs = {name: [run for run in expand(plan, profile) if run.variant == name] for name in names}
     ranked = rank(rule, {name: [load_record(run.folder / "metrics.json") for run in runs[name]] for name in names})
-    if len(ranked) < rule.top_k:
-        raise InputError(
+    if len(ranked) < min(rule.top_k, len(names)):
+        raise RunFailed(
             f"study '{plan.study}': select.top_k is {rule.top_k}, but {len(ranked)} of {len(names)} variants of profile "
             f"'{profile}' finished all their seeds"
         )

@@ -41,7 +41,7 @@ def spec_content(
         "notebook_hash": code[notebook.name],
     }  # fmt: skip
 
-# %% ../../nbs/00_core/staleness.ipynb #6cdb9323
+# %% ../../nbs/00_core/staleness.ipynb #4c2a23d6
 def resolve(
     spec: dict,  # content of spec.json
     selection: dict | None,  # content of selection.json, for a pick
@@ -50,8 +50,7 @@ def resolve(
     spec = json.loads(json.dumps(spec))
     if spec["pick"]:
         picked = selection["ranked"][spec["pick"]["rank"] - 1]
-        chosen = {name: value for name, value in picked["params"].items() if name not in spec["pick"]["keeps"]}
-        spec["params"].update(chosen)
+        spec["params"].update({k: v for k, v in picked["params"].items() if k not in spec["pick"]["keeps"]})
         spec["pick"]["variant"] = picked["variant"]
     for name, edge in spec["inputs"].items():
         record = load_record(upstream_folder(spec, edge) / "metrics.json")
