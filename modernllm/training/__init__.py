@@ -1,0 +1,33 @@
+"""Objectives, optimizer, checkpoints and the one Trainer. Public names are loaded when they are first used."""
+
+from importlib import import_module
+
+# public name: module of this package that defines it
+_EXPORTS = {
+    "Callback": "callbacks",
+    "EarlyStop": "callbacks",
+    "KillRule": "callbacks",
+    "LivePlot": "callbacks",
+    "ProgressBar": "callbacks",
+    "linear_logprobs": "logprobs",
+    "LanguageModelling": "objectives",
+    "LossOutput": "objectives",
+    "Objective": "objectives",
+    "Seq2Seq": "objectives",
+    "adamw": "optim",
+    "parameter_groups": "optim",
+    "learning_rate": "schedule",
+    "TrainConfig": "trainer",
+    "Trainer": "trainer",
+    "TrainResult": "trainer",
+}
+
+
+def __getattr__(name):
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__():
+    return [*globals(), *_EXPORTS]
