@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKING', 'documents', 'TokenSplit', 'token_split', 'Corpus', 'load_corpus', 'LMBatches']
 
-# %% ../../nbs/10_data/corpus.ipynb #5d7bd6ad
+# %% ../../nbs/10_data/corpus.ipynb #2d585219
 import json
 import os
 import re
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.config import InputError, check_name, settings
+from ..core.config import InputError, RunFailed, check_name, settings
 from ..core.provenance import json_sha256
 from ..core.seeding import numpy_rng
 from .sources import CATALOGUE, Loaded, load
@@ -113,7 +113,7 @@ def _check_length(split: TokenSplit, block_size: int):
             f"block_size is {block_size}, allowed: {split.n_tokens - 1} or less"
         )
 
-# %% ../../nbs/10_data/corpus.ipynb #7c8dc7c6
+# %% ../../nbs/10_data/corpus.ipynb #2877cc60
 PACKING = 2  # part of the cache key: raise it when a change below changes what is stored
 
 
@@ -138,16 +138,16 @@ def _pack(folder: Path, texts: list[str], tokenizer):
     }
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         np.save(temporary / "tokens.npy", tokens)
         np.save(temporary / "document_starts.npy", starts)
         (temporary / "counts.json").write_text(json.dumps(counts))
         if not folder.exists():
             os.replace(temporary, folder)
-    except OSError:
+    except OSError as error:
         if not folder.exists():  # another process may have been faster
-            raise
+            raise RunFailed(f"{folder}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

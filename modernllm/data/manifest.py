@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['VOCAB_SIZE', 'document_lengths', 'token_lengths', 'describe', 'write_manifest', 'length_histogram', 'write_histogram']
 
-# %% ../../nbs/10_data/manifest.ipynb #be08ff3c
+# %% ../../nbs/10_data/manifest.ipynb #8dd31898
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.config import InputError, atomic_write, check_name, settings
+from ..core.config import atomic_write, check_name, settings
 from ..core.provenance import file_sha256
 from .corpus import Corpus, TokenSplit, load_corpus
 from .corpus import documents as documents_of
 from .embedded import versions
-from .sources import CATALOGUE, load
+from .sources import CATALOGUE, NotAvailable, load
 from .tokenizers import tokenizer_hash
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _token_statistics(split: TokenSplit) -> dict:
         },
     }
 
-# %% ../../nbs/10_data/manifest.ipynb #eadd87b4
+# %% ../../nbs/10_data/manifest.ipynb #4c0294d6
 def describe(
     name: str,  # a data set of the catalogue
 ) -> dict:  # its entry in the manifest
@@ -71,7 +71,7 @@ def describe(
     for split in source.splits:
         try:
             loaded = load(name, split)
-        except InputError:
+        except NotAvailable:
             entry["splits"][split] = {"obtained": False}
             continue
         texts = documents_of(loaded)
