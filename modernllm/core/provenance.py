@@ -260,7 +260,7 @@ def source_problem(
     problems += [f"changed during the run: {', '.join(changed)}"] * bool(changed)
     return "; ".join(problems)
 
-# %% ../../nbs/00_core/provenance.ipynb #f769f955
+# %% ../../nbs/00_core/provenance.ipynb #b402cf60
 OUTPUTS = ("data/records", "data/results", "figures")
 
 
@@ -308,10 +308,16 @@ def threads() -> int:
     return int(text) if text.isdigit() else os.cpu_count() or 1
 
 
+@lru_cache(maxsize=1)
+def _owners() -> dict[str, list[str]]:
+    "Which installed distributions bring which modules; half a second of reading."
+    return importlib.metadata.packages_distributions()
+
+
 def packages() -> dict[str, str]:  # distribution: version
     "Versions of the installed packages that this process has imported."
     loaded = {name.partition(".")[0] for name in list(sys.modules)} - sys.stdlib_module_names
-    owners = importlib.metadata.packages_distributions()
+    owners = _owners()
     names = sorted({owner for name in loaded for owner in owners.get(name, ())} - {PACKAGE.name})
     return {name: importlib.metadata.version(name) for name in names}
 

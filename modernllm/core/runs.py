@@ -75,7 +75,7 @@ def unlock(
         _held.remove(descriptor)
         os.close(descriptor)
 
-# %% ../../nbs/00_core/runs.ipynb #9ce2a34d
+# %% ../../nbs/00_core/runs.ipynb #fd45f925
 def _read_spec(folder: Path, asked: dict, params: dict) -> dict:
     "The folder's spec.json, checked against what the notebook says; without one, what the notebook says."
     path = folder / "spec.json"
@@ -114,12 +114,12 @@ def _iso(seconds: float) -> str:
 
 def _cost(ledger: Ledger) -> dict:
     "The ledger as a record holds it."
-    cost = {name: round(value, 6) for name, value in asdict(ledger).items() if value is not None}
+    cost = {name: round(value, 9) for name, value in asdict(ledger).items() if value is not None}
     rate = cost.pop("throughput", None)
     throughput = {"value": rate, "unit": "tokens/s"} if rate is not None else None
-    return {**cost, "usd": round(ledger.usd, 6), "throughput": throughput}
+    return {**cost, "usd": round(ledger.usd, 9), "throughput": throughput}
 
-# %% ../../nbs/00_core/runs.ipynb #c7bffd25
+# %% ../../nbs/00_core/runs.ipynb #aef012e5
 class Run:
     "A run from its start to its record. Made by `Run.start`."
 
@@ -154,7 +154,7 @@ class Run:
         self.study, self.variant, self.seed, self.profile = asked.values()
         self.params = params
         self._values = {"metrics": {}, "curves": {}, "texts": {}, "data": [], "splits_read": []}
-        self._tokenizer_hash, self._artifacts, self._inputs = None, {}, {}
+        self._tokenizer_hash, self._artifacts, self._inputs, self._keys = None, {}, {}, set()
         for name, source in self.spec.get("inputs", inputs or {}).items():
             self._inputs[name] = self._upstream(name, source)
         self._notebook = None if self._scratch else self._find_notebook()
@@ -187,8 +187,11 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        "Where checkpoints go: a folder that belongs to exactly this specification, so none of another run is taken up."
-        return self.dir / "checkpoints" / self.spec_hash[:12]
+        """Where checkpoints go. The folder belongs to exactly this specification and the data and tokenizer reported so far,
+        so that none of another run is taken up: report what is read first."""
+        key = json_sha256([self.spec_hash, self._values["data"], self._tokenizer_hash])[:12]
+        self._keys.add(key)
+        return self.dir / "checkpoints" / key
 
     def metric(
         self,
@@ -313,7 +316,7 @@ class Run:
         if self._scratch is None:
             publish(record)
             for folder in (self.dir / "checkpoints").glob("*"):
-                if folder != self.checkpoints:  # of earlier specifications, never to be taken up
+                if self._keys and folder.name not in self._keys:  # of other parameters, code or data
                     shutil.rmtree(folder, ignore_errors=True)
         write_record(record, self.dir / "metrics.json")
         self.telemetry.close()
