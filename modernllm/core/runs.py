@@ -119,7 +119,7 @@ def _cost(ledger: Ledger) -> dict:
     throughput = {"value": rate, "unit": "tokens/s"} if rate is not None else None
     return {**cost, "usd": round(ledger.usd, 9), "throughput": throughput}
 
-# %% ../../nbs/00_core/runs.ipynb #aef012e5
+# %% ../../nbs/00_core/runs.ipynb #24cf42e7
 class Run:
     "A run from its start to its record. Made by `Run.start`."
 
@@ -134,7 +134,6 @@ class Run:
         run_dir: str | Path = "",  # "": a scratch folder, nothing is published
         params: dict | None = None,  # every parameter of the study, with its value
         inputs: dict | None = None,  # {name: {study, variant, seed, artifact}}, when there is no spec.json
-        trackers: tuple = (),  # see `Telemetry`
     ) -> "Run":
         "Take the folder, check what was asked against what is run, and open the event log."
         check_name("profile", profile, PROFILES)
@@ -143,13 +142,13 @@ class Run:
         self.dir = Path(run_dir or self._scratch.name).absolute()
         self._lock = lock(self.dir)
         try:
-            self._open({"study": study, "variant": variant, "seed": seed, "profile": profile}, params or {}, inputs, trackers)
+            self._open({"study": study, "variant": variant, "seed": seed, "profile": profile}, params or {}, inputs)
         except BaseException:
             unlock(self._lock)
             raise
         return self
 
-    def _open(self, asked: dict, params: dict, inputs: dict | None, trackers: tuple):
+    def _open(self, asked: dict, params: dict, inputs: dict | None):
         self.spec = _read_spec(self.dir, asked, params)
         self.study, self.variant, self.seed, self.profile = asked.values()
         self.params = params
@@ -172,7 +171,7 @@ class Run:
         events = Telemetry.read(self.dir)
         if events and events[0].get("spec_hash") != self.spec_hash:  # the log of another run, not a part of this one
             os.replace(self.dir / "events.jsonl", self.dir / "events.previous.jsonl")
-        self.telemetry = Telemetry(self.dir, trackers, spec_hash=self.spec_hash)
+        self.telemetry = Telemetry(self.dir, spec_hash=self.spec_hash)
 
     def _find_notebook(self) -> Path | None:
         "The notebook that is executed in this folder."

@@ -6,14 +6,13 @@
 __all__ = ['POWERCAP', 'KINDS', 'peak_memory_mb', 'cpu_seconds', 'gpus_in_use', 'peak_gpu_memory_mb', 'EnergyMeter', 'Telemetry',
            'Ledger']
 
-# %% ../../nbs/00_core/telemetry.ipynb #44f01a8d
+# %% ../../nbs/00_core/telemetry.ipynb #11346771
 import json
 import math
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -102,7 +101,7 @@ class EnergyMeter:
         self.last |= now
         return round(self.total, 3) if self.last else None
 
-# %% ../../nbs/00_core/telemetry.ipynb #838a6068
+# %% ../../nbs/00_core/telemetry.ipynb #ac9aeedb
 KINDS = ("start", "step", "eval", "checkpoint", "resume", "stop")
 
 
@@ -130,11 +129,9 @@ class Telemetry:
     def __init__(
         self,
         folder: str | Path,  # holds events.jsonl, is made when it is missing
-        trackers: tuple[Callable[[dict, int], None], ...] = (),  # called with (numbers, step), as `accelerator.log`
         **fields,  # put into the start event
     ):
         self.path = Path(folder) / "events.jsonl"
-        self.trackers = trackers
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
@@ -174,9 +171,6 @@ class Telemetry:
         except OSError as error:
             os.ftruncate(self.file, size)
             raise RunFailed(f"{self.path}: cannot be written: {error.strerror or error}") from None
-        numbers = {name: value for name, value in fields.items() if isinstance(value, int | float) and name != "step"}
-        for track in self.trackers if kind in ("step", "eval") and numbers else ():
-            track({f"{kind}/{name}": value for name, value in numbers.items()}, fields.get("step", 0))
 
     @staticmethod
     def read(

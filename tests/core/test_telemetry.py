@@ -187,15 +187,6 @@ def test_an_unknown_kind_and_odd_values(tmp_path):
     json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1], parse_constant=lambda name: pytest.fail(name))
 
 
-def test_trackers_get_numbers_of_steps_and_evaluations(tmp_path):
-    seen = []
-    log = Telemetry(tmp_path, trackers=[lambda values, step: seen.append((values, step))])
-    log.event("step", step=3, loss=1.0, note="x")
-    log.event("checkpoint", step=3)
-    log.event("eval", step=3, loss=2.0)
-    assert seen == [({"step/loss": 1.0}, 3), ({"eval/loss": 2.0}, 3)]
-
-
 def test_time_and_processor_are_counted(tmp_path):
     log = Telemetry(tmp_path)
     start = time.process_time()
