@@ -75,7 +75,7 @@ def make_recipe(
     ModernLLMConfig.checked(vocab_size=data.vocab_size, **own["model"])
     return Recipe(data, own["model"], TrainConfig(**own["training"]), dict(values))
 
-# %% ../../nbs/70_cli/recipe.ipynb #7a825ba2
+# %% ../../nbs/70_cli/recipe.ipynb #6ca8fd75
 def claim(
     folder: Path, # where checkpoints and the model go
     recipe: Recipe,
@@ -102,8 +102,10 @@ def load_model(
         if not (folder / name).exists():
             raise InputError(f"{folder} is not a saved model: it has no {name}; `modernllm train` makes one")
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     import modernllm.models.transformer  # noqa: F401  registers the architecture
+    logging.disable_progress_bar()  # a second's bar for a small file is noise
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     recipe = folder / "recipe.yaml"
@@ -117,6 +119,8 @@ def save_model(
     recipe: Recipe,
 ):
     "Write everything that using the model needs."
+    from transformers.utils import logging
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     atomic_write(folder / "recipe.yaml", yaml.safe_dump(recipe.given))

@@ -10,7 +10,7 @@ import click
 
 from .app import examples
 
-# %% ../../nbs/70_cli/study.ipynb #9529c1ef
+# %% ../../nbs/70_cli/study.ipynb #e4ccb82c
 PROFILE = click.option("--profile", default="smoke", show_default=True, help="Which numbers of the plan: smoke, cpu or gpu.")
 STUDIES = click.argument("studies", nargs=-1, metavar="[STUDY]...")
 
@@ -18,12 +18,12 @@ STUDIES = click.argument("studies", nargs=-1, metavar="[STUDY]...")
 def checked(
     studies: tuple[str, ...], # names as typed; none means all
     profile: str,
-) -> list[str]: # the studies that are meant
+) -> list[str] | None: # the studies that are meant; None: all that have the profile
     "Refuse unknown studies and profiles, before any work."
     from modernllm.core.config import PROFILES, check_name
     from modernllm.core.plan import studies as all_studies
     check_name("profile", profile, PROFILES)
-    return [check_name("study", name, all_studies()) for name in studies] or all_studies()
+    return [check_name("study", name, all_studies()) for name in studies] or None
 
 # %% ../../nbs/70_cli/study.ipynb #5186ca69
 @click.group(short_help="Questions, the runs that answer them, what is left.", epilog=examples(
@@ -41,18 +41,21 @@ def list_():
         plan = load_plan(name)
         click.echo(f"{name}: {plan.title}\n  {' '.join(plan.question.split())}")
 
-# %% ../../nbs/70_cli/study.ipynb #e56044a0
+# %% ../../nbs/70_cli/study.ipynb #621bf2c8
 @study.command(epilog=examples("modernllm study status", "modernllm study status lm_baselines --profile cpu"))
 @STUDIES
 @PROFILE
 def status(studies, profile):
     "Print what would run and why: new, changed parameter, changed code, changed data, changed input."
     names = checked(studies, profile)
-    from modernllm.core import graph
-    for line in graph.status(names, profile):
+    from modernllm.core.graph import budget
+    from modernllm.core.graph import status as states
+    rows = states(names, profile)
+    for line in [*map(str, rows), *budget(names, profile)]:
         click.echo(line)
+    click.echo(f"{sum(row.stale for row in rows)} of {len(rows)} runs of profile {profile} would run")
 
-# %% ../../nbs/70_cli/study.ipynb #0d4b75cf
+# %% ../../nbs/70_cli/study.ipynb #733fd6f9
 @study.command(epilog=examples(
     "modernllm study run --profile smoke",
     "modernllm study run lm_baselines --profile cpu --jobs 2",
@@ -65,13 +68,13 @@ def status(studies, profile):
 def run(studies, profile, jobs, keep_going):
     "Run what is stale, then the summaries. Running it again does nothing."
     names = checked(studies, profile)
-    from modernllm.core import graph
-    return graph.run(names, profile, jobs=jobs, keep_going=keep_going)
+    from modernllm.core import batch
+    batch.run(names, profile, jobs=jobs, keep_going=keep_going)
 
-# %% ../../nbs/70_cli/study.ipynb #578a0dba
+# %% ../../nbs/70_cli/study.ipynb #89077056
 @study.command("exec", epilog=examples("modernllm study exec runs/smoke/lm_baselines/small/s0    run or finish this one run"))
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
 def exec_(run_dir):
-    "Execute the notebook of one prepared run folder. `study run` calls this for each run."
-    from modernllm.core import graph
-    return graph.execute(run_dir)
+    "Execute the notebook of one run folder that `study run` has prepared, by itself."
+    from modernllm.core.execute import step
+    return step("run", run_dir)

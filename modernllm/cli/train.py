@@ -12,7 +12,7 @@ import click
 
 from .app import examples
 
-# %% ../../nbs/70_cli/train.ipynb #81d52d88
+# %% ../../nbs/70_cli/train.ipynb #ee73e050
 @click.command(short_help="Train a model from nothing and save it.", epilog=examples(
     "modernllm train                                              a small model on embedded text, about a minute",
     "modernllm train hidden_size=256 learning_rate=3e-3 max_steps=1000",
@@ -35,23 +35,22 @@ def train(assignments, config, out, list_fields):
     recipe = recipes.make_recipe(values)
     out = out or settings().runs / "train" / recipe.key
     recipes.claim(out, recipe)
-    result, loss, tokenizer = fit(recipe, out)
+    result, tokenizer = fit(recipe, out)
     recipes.save_model(out / "model", result.model, tokenizer, recipe)
-    click.echo(f"{result.steps} steps, {result.tokens:,} tokens, validation loss {loss:.3f} nats a token")
+    click.echo(f"{result.steps} steps, {result.tokens:,} tokens, validation loss {result.history['eval'][-1]['loss']:.3f}")
     click.echo(f"model in {out / 'model'}; next:\n  modernllm evaluate {out}\n  modernllm generate {out} 'The function returns'")
 
 
 def fit(
     recipe, # a `Recipe`
     out: Path, # for checkpoints and events
-): # (TrainResult, loss on the start of the validation split, tokenizer)
+): # (TrainResult, tokenizer)
     "Read the data, build the model, train it."
     from modernllm.core.seeding import seed_everything
     from modernllm.data.corpus import LMBatches, load_corpus
     from modernllm.evaluation.perplexity import prefix_loss
     from modernllm.models.config import ModernLLMConfig
     from modernllm.models.transformer import ModernDecoderLM
-    from modernllm.training.callbacks import ProgressBar
     from modernllm.training.objectives import LanguageModelling
     from modernllm.training.trainer import Trainer
     corpus = load_corpus(recipe.data.data, recipe.data.vocab_size, limit_documents=recipe.data.limit_documents)
@@ -62,10 +61,8 @@ def fit(
     context = config.max_position_embeddings
     batches = LMBatches(corpus.train, block_size=context, batch_size=recipe.data.batch_size, seed=recipe.training.seed)
     evaluate = prefix_loss(corpus.validation, context=context, max_tokens=20_000)
-    trainer = Trainer(model, LanguageModelling(), batches, recipe.training,
-                      evaluate=evaluate, callbacks=[ProgressBar()], folder=out)
-    result = trainer.fit()
-    return result, evaluate(result.model)["loss"], corpus.tokenizer
+    trainer = Trainer(model, LanguageModelling(), batches, recipe.training, evaluate=evaluate, folder=out)
+    return trainer.fit(), corpus.tokenizer
 
 # %% ../../nbs/70_cli/train.ipynb #9049156d
 MODEL = click.argument("model", type=click.Path(exists=True, file_okay=False))
