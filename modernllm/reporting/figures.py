@@ -50,7 +50,7 @@ def series_look(
         raise InputError(f"a panel holds at most {len(COLOURS)} series that print well in grey; split it")
     return {"color": COLOURS[position], "linestyle": DASHES[position], "marker": MARKERS[position]}
 
-# %% ../../nbs/60_reporting/figures.ipynb #63ddf7aa
+# %% ../../nbs/60_reporting/figures.ipynb #bfe7acdd
 SMOKE_NOTE = "smoke profile: embedded text, not a result"
 
 
@@ -62,11 +62,11 @@ def save(
 ):  # path of the SVG
     "Write `<name>.svg` and `<name>.png` (300 dpi) into the profile's folder of figures and close the figure."
     notes = [text for text in (SMOKE_NOTE if profile == "smoke" else "", note) if text]
-    if notes:
-        fig.supxlabel("; ".join(notes), fontsize=7, fontweight="bold", color="0.35")
     folder = settings().figures(profile)
     written = {}
     with style():
+        if notes:
+            fig.supxlabel("; ".join(notes), fontsize=7, fontweight="bold", color="0.3")
         for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             buffer = io.BytesIO()
             fig.savefig(buffer, format=ending, dpi=300, metadata=metadata)

@@ -106,9 +106,9 @@ def _example(profile, variant, seed, level, steps):
         "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:01:00+00:00",
     })
 
-# %% ../../nbs/60_reporting/results.ipynb #198dc55d
+# %% ../../nbs/60_reporting/results.ipynb #c2025afb
 SUMMARY_COLUMNS = ["study", "variant", "metric", "split", "unit", "better", "n", "mean", "sd", "n_items",
-                   "generated", "embedded", "cpu_hours", "gpu_hours", "usd", "commit", "command"]
+                   "generated", "embedded", "cpu_hours", "gpu_hours", "usd", "wall_seconds", "commit", "command"]
 
 
 def summarise(
@@ -125,7 +125,7 @@ def summarise(
             "sd": group.value.std(ddof=1) if n > 1 else math.nan, "n_items": first.n_items,
             "generated": bool(group.generated.any()), "embedded": bool(group.embedded.any()),
             "cpu_hours": group.cpu_hours.mean(), "gpu_hours": group.gpu_hours.mean(), "usd": group.usd.mean(),
-            "commit": " ".join(sorted(set(group.commit))), "command": first.command,
+            "wall_seconds": group.wall_seconds.mean(), "commit": " ".join(sorted(set(group.commit))), "command": first.command,
         })
     return pd.DataFrame(out, columns=SUMMARY_COLUMNS)
 

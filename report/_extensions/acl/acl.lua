@@ -1,0 +1,33 @@
+-- For Quarto and for the fallback alike: what the ACL page needs beyond plain pandoc.
+-- `.wide` lets a float span both columns; the reference list gets hanging indents.
+
+local function wrap(div, open, close)
+  local blocks = pandoc.List({pandoc.RawBlock("typst", open)})
+  blocks:extend(div.content)
+  blocks:insert(pandoc.RawBlock("typst", close))
+  return blocks
+end
+
+local function reference_list(div)
+  local blocks = pandoc.List({pandoc.RawBlock("typst",
+    "#set par(first-line-indent: 0em, hanging-indent: 1em)\n#set text(size: 10pt)\n#set block(spacing: 0.75em)")})
+  blocks:extend(div.content)
+  return blocks
+end
+
+function Div(div)
+  if not FORMAT:match("typst") then return nil end
+  if div.classes:includes("wide") then return wrap(div, "#wide[", "]") end
+end
+
+-- The list of references exists only after citeproc; Quarto and the fallback both run this filter before it,
+-- so the list's look is set at the place where it will stand.
+function Pandoc(doc)
+  if not FORMAT:match("typst") then return nil end
+  for i, block in ipairs(doc.blocks) do
+    if block.t == "Div" and block.identifier == "refs" then
+      doc.blocks:insert(i, reference_list(pandoc.Div({}))[1])
+      return doc
+    end
+  end
+end
