@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rotary_frequencies', 'RotaryEmbedding', 'rotate', 'Attention', 'attention_weights']
 
-# %% ../../nbs/20_models/attention.ipynb #3601645a
+# %% ../../nbs/20_models/attention.ipynb #920a7ff0
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .feedforward import RMSNorm
+from .kernels import causal_attention, dropout
 
-# %% ../../nbs/20_models/attention.ipynb #33f7ef3c
+# %% ../../nbs/20_models/attention.ipynb #e8e006c3
 def rotary_frequencies(
     config,  # ModernLLMConfig
 ) -> tuple[Tensor, float]:  # (head_dim / 2,) angle per position of each pair, factor on cos and sin
@@ -50,8 +51,8 @@ def rotate(
     sin: Tensor,  # as cos
 ) -> Tensor:  # like x
     "Turn number i and number i + head_dim/2 of each head as one point of the plane (the pairing Llama uses)."
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    a, b = x.to(cos.dtype).chunk(2, dim=-1)
+    return torch.cat((torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -89,16 +90,14 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(heads).transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        dropout = self.dropout if self.training else 0.0
+        p, weights = self.dropout if self.training else 0.0, None
         if need_weights:
             weights = attention_weights(q, k, mask)
-            out = F.dropout(weights, dropout) @ v.repeat_interleave(self.groups, dim=1)
-        else:
-            weights = None
-            is_causal = mask is None and q.shape[2] > 1  # a single query may see every key there is
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=self.groups > 1
-            )
+            out = dropout(weights, p, self.training) @ v.repeat_interleave(self.groups, dim=1)
+        elif mask is None and q.shape[2] > 1:
+            out = causal_attention(q, k, v, p)
+        else:  # without a mask here a single query sees every key there is
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, enable_gqa=self.groups > 1)
         return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1)), weights
 
 

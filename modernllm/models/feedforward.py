@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['RMSNorm', 'SwiGLU']
 
-# %% ../../nbs/20_models/feedforward.ipynb #e538d835
+# %% ../../nbs/20_models/feedforward.ipynb #917758d8
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/20_models/feedforward.ipynb #23b8bd47
+from .kernels import rms_norm
+
+# %% ../../nbs/20_models/feedforward.ipynb #6d34c728
 class RMSNorm(nn.Module):
     "Divide by the root mean square, then scale each feature (Zhang & Sennrich 2019, equation 4)."
 
@@ -27,7 +29,7 @@ class RMSNorm(nn.Module):
         self,
         x: Tensor,  # (..., dim)
     ) -> Tensor:  # (..., dim)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['DecoderLayer', 'ModernPreTrainedModel', 'ModernModel', 'softcap', 'ModernDecoderLM']
 
-# %% ../../nbs/20_models/transformer.ipynb #a96bf2c6
+# %% ../../nbs/20_models/transformer.ipynb #2a1a2be9
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -19,8 +18,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from .attention import Attention, RotaryEmbedding, rotary_frequencies
 from .config import ModernLLMConfig
 from .feedforward import RMSNorm, SwiGLU
+from .kernels import dropout
 
-# %% ../../nbs/20_models/transformer.ipynb #0ad22a52
+# %% ../../nbs/20_models/transformer.ipynb #0815bd21
 class DecoderLayer(GradientCheckpointingLayer):
     "Attention and feed-forward, each behind its own norm, each adding to the stream (Xiong et al. 2020: pre-norm)."
 
@@ -44,10 +44,10 @@ class DecoderLayer(GradientCheckpointingLayer):
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # (batch, time, hidden), attention probabilities or None
         attended, weights = self.self_attn(self.input_layernorm(x), rotary, mask, past_key_values, need_weights)
-        x = x + F.dropout(attended, self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training), weights
+        x = x + dropout(attended, self.dropout, self.training)
+        return x + dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training), weights
 
-# %% ../../nbs/20_models/transformer.ipynb #d0007a5b
+# %% ../../nbs/20_models/transformer.ipynb #1397818a
 class ModernPreTrainedModel(PreTrainedModel):
     "What backbone and language model share: how weights start, and what `transformers` may do with them."
 
@@ -105,7 +105,7 @@ class ModernModel(ModernPreTrainedModel):
         if past or attention_mask is not None:  # otherwise plain causal, which needs no mask in memory
             mask = create_causal_mask(self.config, x, attention_mask, past_key_values, position_ids)
         rotary = self.rotary_emb(position_ids)
-        x = F.dropout(x, self.config.embedding_dropout, self.training)
+        x = dropout(x, self.config.embedding_dropout, self.training)
         hidden_states, attentions = [x], []
         for layer in self.layers:
             x, weights = layer(x, rotary, mask, past_key_values=past_key_values, need_weights=output_attentions)
