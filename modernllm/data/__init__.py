@@ -5,6 +5,7 @@ from importlib import import_module
 # public name: module of this package that defines it
 _EXPORTS = {
     "CATALOGUE": "sources",
+    "NotAvailable": "sources",
     "Loaded": "sources",
     "load": "sources",
     "names": "sources",
@@ -14,6 +15,7 @@ _EXPORTS = {
     "LMBatches": "corpus",
     "TokenSplit": "corpus",
     "load_corpus": "corpus",
+    "token_split": "corpus",
     "write_manifest": "manifest",
 }
 

@@ -107,7 +107,7 @@ def write_manifest(
     manifest = {"format": 1, "datasets": {name: describe(name) for name in CATALOGUE}}
     return atomic_write(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../../nbs/10_data/manifest.ipynb #7d43992d
+# %% ../../nbs/10_data/manifest.ipynb #43923b40
 def length_histogram(
     corpora: list[Corpus],
 ) -> "Figure":
@@ -124,7 +124,7 @@ def length_histogram(
         left.stairs(share, edges, linewidth=1.5, **style)
         counts = np.bincount(corpus.train.tokens, minlength=corpus.vocab_size)
         share = np.bincount(token_lengths(corpus), weights=counts / counts.sum())[1:17]
-        right.plot(np.arange(1, len(share) + 1), share, marker="o", markersize=3, linewidth=1.5, **style)
+        right.plot(np.arange(1, len(share) + 1), share, marker="osD^"[number % 4], markersize=3, linewidth=1.5, **style)
     left.set(xscale="log", xlabel="tokens in a document", ylabel="share of documents")
     right.set(xlabel="bytes in a token", ylabel="share of tokens", xticks=range(2, 17, 2))
     left.legend(frameon=False)
