@@ -147,7 +147,7 @@ def one_line(
     lines = [f"{name} {' or '.join(dict.fromkeys(messages))}".strip() for name, messages in wrong.items()]
     return " ".join(f"{model.__name__}: {'; '.join(lines)}".split())
 
-# %% ../../nbs/00_core/config.ipynb #a39f1ef2
+# %% ../../nbs/00_core/config.ipynb #6dc88eb5
 class Config(pydantic.BaseModel):
     "Base of all configurations: frozen, no unknown names, no silent conversion. Bad values raise `InputError`."
 
@@ -173,7 +173,7 @@ class Config(pydantic.BaseModel):
         **overrides,  # win over `values`
     ) -> typing.Self:
         "A validated configuration."
-        return cls(**{**(values or {}), **overrides})
+        return cls(**{str(name): value for name, value in {**(values or {}), **overrides}.items()})
 
     @classmethod
     def from_yaml(

@@ -32,7 +32,7 @@ from .records import Curve, DataRead, Metric, Record, load_record, publish, thin
 from .seeding import seed_everything, set_threads
 from .telemetry import Ledger, Telemetry
 
-# %% ../../nbs/00_core/runs.ipynb #38f16791
+# %% ../../nbs/00_core/runs.ipynb #13c4bbf1
 _held: set[int] = set()
 
 
@@ -57,9 +57,11 @@ def lock(
         raise InputError(f"{folder}: cannot be a run folder: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         holder = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
         os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise InputError(f"{folder}: cannot be locked: {error.strerror}") from None
         raise InputError(f"{folder}: process {holder} is running in this folder; wait for it or stop it") from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -53,7 +53,7 @@ def peak_gpu_memory_mb() -> float | None:
     cuda = _cuda()
     return round(cuda.max_memory_allocated() / 2**20, 1) if cuda else None
 
-# %% ../../nbs/00_core/telemetry.ipynb #18ac8938
+# %% ../../nbs/00_core/telemetry.ipynb #4bed81ac
 POWERCAP = Path("/sys/class/powercap")
 
 
@@ -86,9 +86,9 @@ class EnergyMeter:
 
     def __init__(
         self,
-        folder: str | Path = POWERCAP,  # where Linux shows the processor's counters
+        folder: str | Path | None = None,  # where Linux shows the processor's counters; None: POWERCAP
     ):
-        self.folder = Path(folder)
+        self.folder = Path(folder or POWERCAP)
         self.last = _counters(self.folder)
         self.total = 0.0
 

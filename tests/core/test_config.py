@@ -74,10 +74,11 @@ def test_words_that_look_like_numbers_stay_words():
     ({"mode": "fsat"}, "mode is 'fsat'; allowed: 'fast' or 'exact'"),
     ({"limit": "aut"}, "limit is 'aut'; allowed: a valid number or 'auto'"),
     ({"rate": float("nan"), "steps": "x"}, "steps is 'x'"),
+    ({5: 1}, "5 is not known (allowed: rate"),
     ({"rate": object()}, "holds a value that YAML cannot say"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(values, line):
-    for call in (lambda: Outer.make(values), lambda: Outer(**values)):
+    for call in (lambda: Outer.make(values), lambda: Outer(**{str(name): value for name, value in values.items()})):
         with pytest.raises(InputError) as caught:
             call()
         assert line in str(caught.value) and "\n" not in str(caught.value) and str(caught.value).startswith("Outer: ")

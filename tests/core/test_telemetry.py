@@ -211,3 +211,26 @@ def test_energy_where_readable(tmp_path):
     (tmp_path / "intel-rapl:0/energy_uj").write_text("3000000")
     assert meter.joules() == 5.0
     assert EnergyMeter(tmp_path / "none").joules() is None
+
+
+def test_a_gpu_is_counted(tmp_path, monkeypatch):
+    "With torch and NVIDIA's library played by stand-ins: this machine may have neither."
+    from types import SimpleNamespace as Fake
+
+    from modernllm.core import telemetry
+
+    joules = iter([1_000, 3_500, 3_500])
+    cuda = Fake(get_device_properties=lambda number: Fake(uuid="ab-cd"), current_device=lambda: 0,
+                max_memory_allocated=lambda: 2**30)  # fmt: skip
+    library = Fake(nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+                   nvmlDeviceGetTotalEnergyConsumption=lambda handle: {"GPU-ab-cd": next(joules)}[handle])  # fmt: skip
+    monkeypatch.setattr(telemetry, "_cuda", lambda: cuda)
+    monkeypatch.setattr(telemetry, "POWERCAP", tmp_path / "none")
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    log = Telemetry(tmp_path)
+    log.event("stop")
+    ledger = Ledger.read(tmp_path)
+    assert ledger.energy_joules == 2.5 and ledger.peak_gpu_memory_mb == 1024.0
+    assert ledger.useful_gpu_hours == pytest.approx(ledger.wall_seconds / 3600)
+    monkeypatch.setitem(sys.modules, "pynvml", Fake(nvmlInit=lambda: 1 / 0))
+    assert EnergyMeter(tmp_path / "none").joules() is None
