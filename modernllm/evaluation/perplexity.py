@@ -96,7 +96,7 @@ def token_nats(
         model.train(was_training)
     return nats
 
-# %% ../../nbs/40_evaluation/perplexity.ipynb #bb730d4c
+# %% ../../nbs/40_evaluation/perplexity.ipynb #52e969ae
 @dataclass(frozen=True)
 class PerplexityCard:
     "The nats of one text under one model, and everything they can be divided by."
@@ -162,15 +162,17 @@ class PerplexityCard:
     def record_into(
         self,
         run, # a `core.runs.Run`
-        split: str, # the split, first word of each metric's name
+        split: str, # the split it was read from
+        name: str | None = None, # first word of each metric's name; None: the split
     ) -> None:
-        "Put nats and quotients into a run's record as `<split>_<quantity>`, and the conventions as a text."
-        run.metric(f"{split}_nats", self.nats, unit="nats", split=split, n_items=self.tokens, better="lower")
+        "Put nats and quotients into a run's record as `<name>_<quantity>`, and the conventions as a text."
+        name = name or split
+        run.metric(f"{name}_nats", self.nats, unit="nats", split=split, n_items=self.tokens, better="lower")
         units = {"loss": "nats/token", "bits_per_byte": "bits/byte"}
-        for name, value, _, count in self.rows():
-            unit = units.get(name, "perplexity")
-            run.metric(f"{split}_{name}", value, unit=unit, split=split, n_items=count, better="lower")
-        run.text(f"{split}_card", [self.conventions()])
+        for quantity, value, _, count in self.rows():
+            unit = units.get(quantity, "perplexity")
+            run.metric(f"{name}_{quantity}", value, unit=unit, split=split, n_items=count, better="lower")
+        run.text(f"{name}_card", [self.conventions()])
 
 # %% ../../nbs/40_evaluation/perplexity.ipynb #bec7e8d3
 def _is_text(split, n: int) -> np.ndarray:
