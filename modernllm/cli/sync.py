@@ -145,13 +145,13 @@ def sync(
     (root / ".sync.json").write_text(json.dumps(memory, indent=0, sort_keys=True))
     return done + [f"{path} cleaned" for path in dirty]
 
-# %% ../../nbs/70_cli/sync.ipynb #34bb5f75
+# %% ../../nbs/70_cli/sync.ipynb #a6411e86
 @click.command("sync", short_help="Carry edits from notebooks to modules and back.", epilog=examples(
     "modernllm sync", "modernllm sync --check    change nothing, exit 1 when something is not in sync",
 ))
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 when something is not in sync.")
 def command(check):
-    "Carry edits from notebooks to modules and back, whichever side was edited, and clean the notebooks."
+    "Carry edits from notebooks to modules and back, whichever side was edited, clean the notebooks, make README.md."
     root = Path.cwd()
     if not (root / "settings.ini").exists():
         raise click.UsageError("settings.ini is not here; run this at the root of the project")
@@ -160,3 +160,5 @@ def command(check):
         click.echo("\n".join([*lines, "run `make sync`"] if lines else ["notebooks and modules are in sync"]))
         return int(bool(lines))
     click.echo("\n".join(sync(root) or ["nothing to do: notebooks and modules are in sync"]))
+    from modernllm.reporting.readme import write_readme
+    write_readme()

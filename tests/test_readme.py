@@ -1,0 +1,75 @@
+"""The front page is true: it is what its notebook makes, it names what is there, and its five steps work as written."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from modernllm.core.records import load_records
+from modernllm.reporting.readme import answer, readme
+
+
+def test_readme_is_what_its_notebook_makes(root, monkeypatch):
+    monkeypatch.chdir(root)
+    assert (root / "README.md").read_text(encoding="utf-8") == readme(), "run `make sync`"
+
+
+def test_every_link_leads_somewhere(root):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!\w+:|#)([^)\s]+)\)", text):
+        assert (root / target).exists(), target
+
+
+def test_everything_at_the_root_is_in_the_tree(root):
+    listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    shown = set(re.findall(r"^([\w.]+)/?  ", (root / "README.md").read_text(encoding="utf-8"), re.M))
+    there = {name.split("/")[0] for name in listed.stdout.split()}
+    assert {name for name in there if not name.startswith(".")} - {"README.md"} <= shown
+
+
+def notebook(path, *sources):
+    "A notebook of code cells, the first tagged as the one that holds the parameters."
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+
+
+def test_a_study_in_five_steps(root, project, monkeypatch):
+    text = (root / "README.md").read_text(encoding="utf-8").split("## Add a study in five steps")[1].split("\n## ")[0]
+    blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.S)
+    assert [kind for kind, _ in blocks] == ["sh", "yaml", "python", "python", "python", "python", "sh"]
+    make, plan, parameters, work, summary_parameters, table, run = (code for _, code in blocks)
+    for name in ("settings.ini", "Snakefile", "constraints.txt"):
+        shutil.copy(root / name, project / name)
+
+    subprocess.run(make, shell=True, cwd=project, check=True)
+    folder = project / "nbs/studies/vocabulary"
+    (folder / "plan.yaml").write_text(plan)
+    notebook(folder / "run.ipynb", parameters, work)
+    notebook(folder / "summary.ipynb", summary_parameters, table)
+
+    def modernllm(*words):
+        command = [sys.executable, "-c", "import sys; from modernllm.cli import main; sys.exit(main())", *words]
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert run.split() == ["make", "plan", "STUDY=vocabulary", "make", "reproduce", "STUDY=vocabulary"]
+    assert "2 of 2 runs" in modernllm("study", "status", "vocabulary")
+    modernllm("study", "run", "vocabulary")
+    assert "nothing to do" in modernllm("study", "run", "vocabulary")
+
+    values = {record.variant: record.metrics["bytes_per_token"].value for record in load_records("smoke", "vocabulary")}
+    assert 1 < values["small"] < values["large"]
+    assert (project / "data/results/smoke/vocabulary.csv").exists()
+    assert "bytes per token" in answer("vocabulary", profile="smoke")
+    quoted = re.search(r"\{\{< var (\S+) >\}\}", text)[1]
+    from modernllm.reporting import variables
+    assert quoted in variables.flatten(variables.collect("smoke"))
