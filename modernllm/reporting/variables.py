@@ -6,7 +6,7 @@
 __all__ = ['RESERVED', 'MISSING', 'key', 'notice', 'data_read', 'of_variant', 'of_study', 'collect', 'missing', 'flatten',
            'promised', 'lookup', 'write']
 
-# %% ../../nbs/60_reporting/variables.ipynb #e49fbd5f
+# %% ../../nbs/60_reporting/variables.ipynb #f07f91d0
 import re
 
 import yaml
@@ -17,7 +17,7 @@ from ..core.plan import load_plan, studies
 from ..core.records import Record
 from .figures import SMOKE_NOTE, by_variant
 from .results import leader, published, rows, short_commit, summarise
-from .tables import number, plain, share, spread
+from .tables import escape, number, plain, share, spread
 
 # %% ../../nbs/60_reporting/variables.ipynb #7f984214
 def key(
@@ -39,15 +39,16 @@ def notice(
         return "embedded text stands in for a data set"
     return "some of the data is generated" if any(item.generated for item in data) else ""
 
-# %% ../../nbs/60_reporting/variables.ipynb #63d8a491
+# %% ../../nbs/60_reporting/variables.ipynb #848bcc0b
 RESERVED = ("title", "question", "data", "commit", "command", "runs", "best", "lead")
 
 
 def data_read(
     records: list[Record],
-) -> str:  # "wikitext2 (mirror)"
-    "Which data the runs really read."
-    return ", ".join(sorted({f"{item.name} ({item.source})" for record in records for item in record.data}))
+) -> str:  # Markdown: "wikitext2 (mirror)"
+    "Which data the runs really read, and what its notes say."
+    items = {(item.name, "; ".join(filter(None, [item.source, item.note]))) for record in records for item in record.data}
+    return escape(", ".join(f"{name} ({source})" for name, source in sorted(items)))
 
 
 def of_variant(
