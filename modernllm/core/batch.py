@@ -26,7 +26,7 @@ from .execute import read_state
 from .expand import run_folder
 from .graph import prepare, prepare_summaries
 
-# %% ../../nbs/00_core/batch.ipynb #0598eec7
+# %% ../../nbs/00_core/batch.ipynb #f72dd72c
 GRACE = 90  # seconds for all steps to end after Ctrl-C; a step allows its notebook 60
 
 
@@ -39,7 +39,7 @@ def _only_one(profile: str):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = next(filter(psutil.pid_exists, map(int, file.read().split())), "unknown")
             raise InputError(f"profile '{profile}': process {holder} is running studies; wait for it or stop it") from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -57,8 +57,9 @@ def _terminated_is_interrupted():
         signal.signal(signal.SIGTERM, old)
 
 
-def _die_with_parent():
-    "In the child: when the parent is killed, Snakemake starts nothing more and ends after the steps that are running."
+def _in_child():
+    "Snakemake can be interrupted even where we were started in the background, and stops after us when we are killed."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -80,7 +81,7 @@ def _snakemake(
     ]  # fmt: skip
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        pass_fds=(lock.fileno(),), preexec_fn=_die_with_parent,
+        pass_fds=(lock.fileno(),), preexec_fn=_in_child,
     )  # fmt: skip
 
 
@@ -158,7 +159,7 @@ class _Progress:
         self.told = time.time()
         self.say(f"{_clock(self.told - self.start)} {line}")
 
-# %% ../../nbs/00_core/batch.ipynb #b9c132be
+# %% ../../nbs/00_core/batch.ipynb #5c0e285d
 def run(
     studies: list[str] | None,  # None: all that have this profile
     profile: str,
@@ -189,6 +190,8 @@ def run(
         progress = _Progress(steps, say)
         with open(base / "snakemake.log", "wb") as log:
             process = _snakemake(profile, targets, max(jobs, threads), keep_going, lock, log)
+            lock.write(f"{process.pid}\n")  # who to stop, when this process has been killed
+            lock.flush()
             try:
                 while process.poll() is None:
                     progress.look()

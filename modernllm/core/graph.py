@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['collect', 'Row', 'status', 'budget', 'prepare', 'prepare_summaries']
 
-# %% ../../nbs/00_core/graph.ipynb #8f0063d0
+# %% ../../nbs/00_core/graph.ipynb #be2f2e91
 import json
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from .config import PROFILES, InputError, RunFailed, atomic_write, check_name, settings
-from .execute import read_state, summary_asked, summary_made
+from .execute import read_state, republish, summary_asked, summary_made
 from .expand import RunSpec, estimate, expand, selected_among, variants
 from .plan import Plan, load_plan
 from .plan import studies as all_studies
-from .records import load_record, load_records, publish, record_path
+from .records import load_record, load_records, record_path
 from .selection import select, selection_path
 from .staleness import changes, code_of, data_hints, read_ran, resolve, spec_content
 
-# %% ../../nbs/00_core/graph.ipynb #03f38d30
+# %% ../../nbs/00_core/graph.ipynb #6b2d055c
 def _edges(
     run: RunSpec,
     runs: dict[str, RunSpec],  # all runs of the same study
@@ -42,25 +42,26 @@ def collect(
     plans = {name: load_plan(name) for name in studies or all_studies()}
     if not studies:
         plans = {name: plan for name, plan in plans.items() if profile in plan.profiles}
+        if not plans:
+            raise InputError(f"no study has a profile '{profile}' (studies: {', '.join(all_studies()) or 'none'})")
     known, edges = {}, {}
     for plan in plans.values():
         known[plan.study] = {run.name: run for run in expand(plan, profile)}
     waiting = [run for runs in known.values() for run in runs.values()]
     while waiting:
-        run = waiting.pop()
+        run = waiting.pop(0)
         if run.name in edges:
             continue
         edges[run.name] = []
         for end in _edges(run, known[run.study], plans[run.study]):
             study, name = end["study"], "{study}/{variant}/s{seed}".format(**end)
-            where = f"run {run.name} starts from {name}"
             if study not in known:
-                check_name(f"study: {where}:", study, all_studies())
+                check_name(f"study in front of run {run.name}:", study, all_studies())
                 plans[study] = load_plan(study)
                 known[study] = {run.name: run for run in expand(plans[study], profile)}
             if name not in known[study]:
-                check_name(f"variant: {where}:", end["variant"], variants(plans[study], profile))
-                raise InputError(f"{where}, but profile '{profile}' of that study does not have seed {end['seed']}")
+                check_name(f"variant of {study} in front of run {run.name}:", end["variant"], variants(plans[study], profile))
+                raise InputError(f"run {run.name} starts from {name}, but profile '{profile}' there has no seed {end['seed']}")
             edges[run.name].append(name)
             waiting.append(known[study][name])
     try:
@@ -69,7 +70,7 @@ def collect(
         raise InputError(f"runs start from each other in a circle: {' → '.join(error.args[1])}") from None
     return {name: known[name.split("/")[0]][name] for name in order}, edges, plans
 
-# %% ../../nbs/00_core/graph.ipynb #ba623b59
+# %% ../../nbs/00_core/graph.ipynb #8487a672
 @dataclass(frozen=True)
 class Row:
     "The state of one run."
@@ -182,15 +183,16 @@ def budget(
             device = unit.split("_")[0]
             costs = [records[name].cost for name in mine if name in records]
             spent = sum(getattr(cost, f"useful_{unit}") + getattr(cost, f"lost_{unit}") for cost in costs)
-            open_ = estimate([run for name, run in mine.items() if name not in records])[unit]
+            left = estimate([run for name, run in mine.items() if name not in records])
             if limit is not None and (device == "cpu" or profile == "gpu"):
-                over = "; over the budget" if spent > limit else ""
-                lines.append(f"{study}: {spent:.3g} of {limit:g} {unit} spent, about {open_:.3g} to come{over}")
+                line = f"{study}: {spent:.3g} of {limit:g} {unit} spent, about {left[unit]:.3g} to come"
+                line += f" and {left['unknown']} runs without an estimate" if left["unknown"] else ""
+                lines.append(line + ("; over the budget" if spent > limit else ""))
         if orphans := sorted(set(records) - {run.name for run in expand(plan, profile)}):
             lines.append(f"{study}: records without a run in the plan: {', '.join(orphans)}")
     return lines
 
-# %% ../../nbs/00_core/graph.ipynb #a1290e15
+# %% ../../nbs/00_core/graph.ipynb #0ce7a235
 def _write_if_changed(path: Path, value) -> bool:
     text = json.dumps(value, indent=1) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
@@ -219,8 +221,8 @@ def prepare(
     done = {name: str(run.folder / ".run.done") for name, run in runs.items()}
     for name, run in runs.items():
         row = states.look(run)
-        if not row.stale and not record_path(profile, run.study, run.variant, run.seed).exists():
-            publish(load_record(run.folder / "metrics.json"))
+        if not row.stale:
+            republish(run.folder / "metrics.json")
         _write_if_changed(run.folder / "spec.json", states.specs[name])
         _mark(run.folder, "run", not row.stale)
         selection = [str(base / run.study / ".select.done")] if run.pick else []
