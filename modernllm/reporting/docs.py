@@ -59,7 +59,7 @@ def symbols(
             names += [t.id for t in node.targets if isinstance(t, ast.Name) and t.id.isupper()]
     return [name for name in names if not name.startswith("_")]
 
-# %% ../../nbs/60_reporting/docs.ipynb #95b677f2
+# %% ../../nbs/60_reporting/docs.ipynb #c8452294
 def prepared(
     page: Page,
 ) -> tuple[dict, dict[str, str]]: # the notebook for pandoc; public name: address of its definition
@@ -74,6 +74,9 @@ def prepared(
         if not source or "hide" in directives:
             continue
         cell = {**cell, "source": source, "metadata": {}}
+        if "outputs" in cell: # a result without a number stops pandoc, and what went to stderr is no part of the page
+            kept = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+            cell["outputs"] = [{**output, "execution_count": 0} if "execution_count" in output else output for output in kept]
         if cell["cell_type"] == "code" and any(d.startswith("export") for d in directives):
             cell["metadata"] = {"tags": ["exported"]}
             defined = symbols(source)
@@ -92,7 +95,7 @@ def front(
     cells = [{"cell_type": "markdown", "metadata": {}, "source": part} for part in executed(page.notebook)]
     return {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
-# %% ../../nbs/60_reporting/docs.ipynb #7d110854
+# %% ../../nbs/60_reporting/docs.ipynb #45ddf800
 PARTS = "<!-- part -->" # between the pieces that the pandoc template writes
 
 
@@ -110,7 +113,8 @@ def pandoc(
         done = subprocess.run(command, input=json.dumps(notebook), capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise RunFailed(f"pandoc: {' '.join(done.stderr.split())}")
-    return tuple(done.stdout.split(PARTS))
+    text = re.sub(r"<style scoped>.*?</style>", "", done.stdout, flags=re.S) # of tables that pandas shows
+    return tuple(text.split(PARTS))
 
 
 def linked(
@@ -126,7 +130,7 @@ def linked(
         if re.match(r"\w+:|#", address) or address.startswith(up + "media/"):
             return found[0]
         path = Path(page.url).parent / address
-        inside = ".." not in Path(*_resolved(path)).parts and _resolved(path)[:1] != [".."]
+        inside = ".." not in _resolved(path)
         if inside and address.split("#")[0].endswith(".ipynb"):
             return f'{quote}="{address.replace(".ipynb", ".html")}"'
         if inside and quote == "src":
@@ -141,33 +145,31 @@ def linked(
 
 
 def _resolved(path: Path) -> list[str]:
+    "The parts of a relative path after going up where it says so."
     parts = []
     for part in path.parts:
         parts = parts[:-1] if part == ".." and parts and parts[-1] != ".." else [*parts, part]
     return parts
 
-# %% ../../nbs/60_reporting/docs.ipynb #81c91405
+# %% ../../nbs/60_reporting/docs.ipynb #c4c3c898
 def entries(
     body: str, # HTML of a page
     page: Page,
 ) -> list[dict]: # {page, title, url, text}
     "What search knows of a page."
-    pieces = re.split(r'(?=<h[123] id=")|(?=<span id=")', body)
     found = []
-    for piece in pieces:
-        heading = re.match(r'<h[123] id="([^"]*)">(.*?)</h[123]>|<span id="([^"]*)">', piece, re.S)
-        text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", piece)).split())
-        if not heading:
-            title, anchor = page.title, ""
-        elif heading[3]:
-            title, anchor = heading[3], heading[3]
-        else:
-            title, anchor = html.unescape(re.sub(r"<[^>]+>", "", heading[2])), heading[1]
-        if text or heading:
-            found.append({"page": page.title, "title": title, "url": f"{page.url}#{anchor}".rstrip("#"), "text": text[:1500]})
+    for piece in re.split(r'(?=<h[123] id=")|(?=<p class="module">)', body):
+        text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", piece)).split())[:1500]
+        heading = re.match(r'<h[123] id="([^"]*)">(.*?)</h[123]>', piece, re.S)
+        places = [(page.title, "")] # (title, anchor)
+        if heading:
+            places = [(html.unescape(re.sub(r"<[^>]+>", "", heading[2])), f"#{heading[1]}")]
+        elif piece.startswith('<p class="module">'):
+            places = [(name, f"#{name}") for name in re.findall(r'<span id="(\w+)"></span>', piece.split("</p>")[0])]
+        found += [{"page": page.title, "title": title, "url": page.url + anchor, "text": text} for title, anchor in places if text]
     return found
 
-# %% ../../nbs/60_reporting/docs.ipynb #4e8044c2
+# %% ../../nbs/60_reporting/docs.ipynb #9a4af1d2
 def navigation(
     all_pages: list[Page],
     here: Page,
@@ -191,7 +193,7 @@ def build(
 ) -> list[Page]:
     "Make the site. It appears whole or not at all."
     nbs = nbs or settings().root / "nbs"
-    site, template = settings().root / "nbs" / "site", None
+    site = settings().root / "nbs" / "site"
     template = string.Template((site / "page.html").read_text(encoding="utf-8"))
     found = pages(nbs)
     notebooks, names = {}, {}

@@ -86,7 +86,7 @@ def fill(
 
 KNOWN = ("include", "meta", "var")
 
-# %% ../../nbs/60_reporting/render.ipynb #9ced02ef
+# %% ../../nbs/60_reporting/render.ipynb #1be69cd4
 def study_tables(
     profile: str,
 ) -> dict[str, str]:  # file name: Markdown
@@ -102,7 +102,8 @@ def study_tables(
         for split in tables.splits(summary):
             caption = f"""Study `{study}`, {split} split: mean ± sample standard deviation over n runs (a single run has no
                 spread). Data: {data}. {note}"""
-            out[f"{name}-{split}.md"] = tables.markdown(tables.metrics_table(summary, split), f"{name}-{split}", caption)
+            for label, every in ((f"{name}-{split}", False), (f"{name}-{split}-readings", True)):
+                out[f"{label}.md"] = tables.markdown(tables.metrics_table(summary, split, every), label, caption)
         caption = f"Study `{study}`: mean cost of one run, the commit it was made from, and the command that makes it. {note}"
         out[f"{name}-cost.md"] = tables.markdown(tables.cost_table(summary), f"{name}-cost", caption)
         caption = f"Study `{study}`: all settings of its runs, first those in which the variants differ. {note}"

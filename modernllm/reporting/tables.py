@@ -104,7 +104,7 @@ def markdown(
     lines = [" | ".join(line) for line in (head, rule, *cells)]
     return "".join(f"| {line} |\n" for line in lines) + f"\n: {' '.join(caption.split())} {{#tbl-{name}}}\n"
 
-# %% ../../nbs/60_reporting/tables.ipynb #75e1e8aa
+# %% ../../nbs/60_reporting/tables.ipynb #8db9611d
 def mark(
     summary: pd.DataFrame,
 ) -> str:  # Markdown sentence for captions, or ""
@@ -132,17 +132,20 @@ def splits(
 def metrics_table(
     summary: pd.DataFrame,  # of one study
     split: str,
+    all_readings: bool = False,  # also those of the split that are not named just as the split
 ) -> pd.DataFrame:  # of strings
     "Variants and readings down, quantities with a better side across (sums left out), mean ± standard deviation in the cells."
     chosen = summary[(summary.split == split) & summary.better.notna() & ~summary.metric.str.endswith("_nats")]
     lines, readings = {}, set()
     for _, row in chosen.iterrows():
         reading, quantity = name_parts(row.metric, split)
+        if reading != split and not all_readings:
+            continue
         readings.add(reading)
         line = lines.setdefault((reading, row.variant), {"variant": escape(row.variant), "reading": reading, "n": str(row.n)})
         line[quantity] = spread(row["mean"], row.sd)
     table = pd.DataFrame([lines[place] for place in sorted(lines, key=lambda place: len(place[0]))]).fillna("–")
-    return table.drop(columns="reading") if len(readings) == 1 else table
+    return table if len(readings) > 1 else table.drop(columns="reading", errors="ignore")
 
 
 def cost_table(
