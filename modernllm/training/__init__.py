@@ -17,7 +17,7 @@ _EXPORTS = {
     "adamw": "optim",
     "parameter_groups": "optim",
     "learning_rate": "schedule",
-    "TrainConfig": "trainer",
+    "TrainConfig": "config",
     "Trainer": "trainer",
     "TrainResult": "trainer",
 }
