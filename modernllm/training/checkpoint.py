@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREFIX', 'Checkpoint', 'trained_tensors', 'put_tensors', 'name', 'save', 'steps', 'load', 'load_latest', 'prune']
 
-# %% ../../nbs/30_training/checkpoint.ipynb #a89ffdaa
+# %% ../../nbs/30_training/checkpoint.ipynb #998fa813
 import contextlib
 import hashlib
 import io
@@ -21,11 +21,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..core.config import RunFailed
+from ..core.config import InputError, RunFailed
 
 PREFIX = "step_"
 
-# %% ../../nbs/30_training/checkpoint.ipynb #54c8b1b5
+# %% ../../nbs/30_training/checkpoint.ipynb #5d65193f
 class Checkpoint(NamedTuple):
     "What a checkpoint holds."
 
@@ -52,7 +52,7 @@ def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     own = trained_tensors(module)
     wrong = [n for n in own.keys() | tensors.keys() if n not in own or n not in tensors or own[n].shape != tensors[n].shape]
     if wrong:
-        raise RunFailed(f"the checkpoint is of another model: {sorted(wrong)[0]} differs (and {len(wrong) - 1} more)")
+        raise InputError(f"the checkpoint is of another model: {sorted(wrong)[0]} differs (and {len(wrong) - 1} more)")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])

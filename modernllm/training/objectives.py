@@ -15,7 +15,7 @@ from .logprobs import linear_logprobs
 
 IGNORE = -100  # target of a position without a loss
 
-# %% ../../nbs/30_training/objectives.ipynb #4c95d6a9
+# %% ../../nbs/30_training/objectives.ipynb #6cdd491f
 class LossOutput(NamedTuple):
     "What an objective says about one batch."
 
@@ -29,6 +29,15 @@ class Objective(nn.Module):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> LossOutput:
         raise NotImplementedError
+
+    def train(self, mode: bool = True):
+        "Training mode for what is trained; a frozen part, such as a teacher, stays in evaluation mode."
+        super().train(mode)
+        for part in self.children():
+            parameters = list(part.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                part.eval()
+        return self
 
 # %% ../../nbs/30_training/objectives.ipynb #f44b5a12
 def plain_head(

@@ -1,0 +1,80 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modernllm.core.config import InputError
+from modernllm.training.logprobs import linear_logprobs
+
+
+def example(n, d, v, dtype=torch.float32):
+    torch.manual_seed(n + d + v)
+    hidden = torch.randn(n, d, dtype=dtype, requires_grad=True)
+    weight = torch.randn(v, d, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, v, (n,))
+    targets[::3] = -100
+    return hidden, weight, targets
+
+
+def reference(hidden, weight, targets, softcap):
+    logits = hidden @ weight.T
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    return -F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 40), chunk=st.integers(1, 50), softcap=st.sampled_from([None, 5.0]), summed=st.booleans())
+def test_equals_cross_entropy(n, chunk, softcap, summed):
+    hidden, weight, targets = example(n, 8, 33)
+    upstream = torch.tensor(-0.7) if summed else torch.randn(n)
+    ours = linear_logprobs(hidden, weight, targets, chunk=chunk, softcap=softcap, reduction="sum" if summed else "none")
+    grads = torch.autograd.grad(ours, (hidden, weight), upstream)
+    theirs = reference(hidden, weight, targets, softcap)
+    theirs = theirs.sum() if summed else theirs
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for mine, other in zip(grads, torch.autograd.grad(theirs, (hidden, weight), upstream)):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_gradcheck(reduction, softcap):
+    hidden, weight, targets = example(7, 3, 5, torch.float64)
+
+    def function(h, w):
+        return linear_logprobs(h, w, targets, reduction=reduction, softcap=softcap, chunk=3)
+
+    assert torch.autograd.gradcheck(function, (hidden, weight))
+
+
+def test_under_autocast_as_close_as_plain_autocast():
+    hidden, weight, targets = example(300, 64, 500)
+    weight = (weight.detach() * 0.1).requires_grad_()
+    exact = reference(hidden, weight, targets, None).sum()
+    exact_grads = torch.autograd.grad(exact, (hidden, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = linear_logprobs(hidden, weight, targets, reduction="sum", chunk=64)
+        plain = -F.cross_entropy((hidden @ weight.T).float(), targets, ignore_index=-100, reduction="sum")
+    assert ours.dtype == torch.float32
+    grads, plain_grads = (torch.autograd.grad(total, (hidden, weight)) for total in (ours, plain))
+    assert [g.dtype for g in grads] == [torch.float32, torch.float32]
+    for mine, other, true in zip(grads, plain_grads, exact_grads):
+        assert (mine - true).norm() < 1.1 * (other - true).norm()
+
+
+def test_extreme_logits_stay_finite():
+    hidden, weight = torch.full((2, 1), 100.0), torch.tensor([[10.0], [-10.0]])
+    assert linear_logprobs(hidden, weight, torch.tensor([0, 1])).tolist() == [0.0, -2000.0]
+
+
+def test_only_one_gradient_wanted():
+    hidden, weight, targets = example(9, 4, 11)
+    linear_logprobs(hidden.detach(), weight, targets, reduction="sum").backward()
+    assert weight.grad is not None
+
+
+def test_unknown_reduction():
+    hidden, weight, targets = example(2, 2, 2)
+    with pytest.raises(InputError, match="mean"):
+        linear_logprobs(hidden, weight, targets, reduction="mean")
