@@ -43,7 +43,7 @@ def _logprobs(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, sco
     logits = model(input_ids=inputs).logits[scored].float()
     return logits.log_softmax(-1).gather(-1, targets[scored][:, None])[:, 0]
 
-# %% ../../nbs/40_evaluation/perplexity.ipynb #4fb9badf
+# %% ../../nbs/40_evaluation/perplexity.ipynb #b1784f52
 def token_nats(
     model: nn.Module, # a causal language model: `model(input_ids=…).logits`
     tokens: np.ndarray, # (n,) token ids
@@ -51,7 +51,7 @@ def token_nats(
     first: int, # id that the first token is predicted from
     context: int, # tokens a window holds
     stride: int | None = None, # tokens a window moves; None: `context`, no overlap
-    batch_size: int = 16, # windows at a time; changes speed, not results
+    batch_size: int | None = None, # windows at a time; changes speed, not results; None: by device
     precision: str = "fp32", # "fp32", or "bf16": under autocast, faster and rougher
 ) -> np.ndarray: # (n,) float32: -ln p of each token
     "What each token of a stream costs, in nats."
@@ -64,7 +64,7 @@ def token_nats(
         raise InputError(f"context: given {context}, allowed 1 to {limit or 'any number'}, the model's limit")
     if not 1 <= stride <= context:
         raise InputError(f"stride: given {stride}, allowed 1 to context = {context}")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size: given {batch_size}, allowed 1 and up")
     if precision not in ("fp32", "bf16"):
         raise InputError(f"precision: given {precision!r}, allowed 'fp32', 'bf16'")
@@ -77,6 +77,8 @@ def token_nats(
     spans = windows(len(targets), context, stride)
     nats = np.empty(len(targets), dtype=np.float32)
     device = next(model.parameters()).device
+    if batch_size is None:  # what fits into a CPU's cache, or fills a GPU
+        batch_size = max(1, (1024 if device.type == "cpu" else 32768) // width)
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     was_training = model.training
     model.eval()
@@ -174,7 +176,7 @@ class PerplexityCard:
             run.metric(f"{name}_{quantity}", value, unit=unit, split=split, n_items=count, better="lower")
         run.text(f"{name}_card", [self.conventions()])
 
-# %% ../../nbs/40_evaluation/perplexity.ipynb #bec7e8d3
+# %% ../../nbs/40_evaluation/perplexity.ipynb #a748b41a
 def _is_text(split, n: int) -> np.ndarray:
     "Which of the first `n` tokens are text: all but those that open a document."
     text = np.ones(n, dtype=bool)
@@ -188,7 +190,7 @@ def perplexity_card(
     *,
     context: int, # tokens a window holds
     stride: int | None = None, # tokens a window moves; None: `context`
-    batch_size: int = 16, # windows at a time
+    batch_size: int | None = None, # windows at a time; None: by device
     count_end: bool = False, # count <|endoftext|> between documents as text
     precision: str = "fp32", # or "bf16"
 ) -> PerplexityCard:
@@ -206,13 +208,13 @@ def perplexity_card(
         source=f"{origin['name']} {origin['split']}" + (" (generated)" if origin["generated"] else ""),
     )
 
-# %% ../../nbs/40_evaluation/perplexity.ipynb #e1cb992a
+# %% ../../nbs/40_evaluation/perplexity.ipynb #d5529d7d
 def prefix_loss(
     split, # a `data.corpus.TokenSplit`
     *,
     context: int, # tokens a window holds
     max_tokens: int, # tokens of the prefix
-    batch_size: int = 16, # windows at a time
+    batch_size: int | None = None, # windows at a time; None: by device
     precision: str = "fp32", # or "bf16"
 ): # model -> {"loss": nats per token}
     "An evaluation for the Trainer: mean nats per token over the first `max_tokens` tokens of a split."
