@@ -52,7 +52,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
 docs: $(STAMP) ## build the documentation site in _docs/ from the notebooks
-	@$(BIN)/python -m modernllm.reporting.docs
+	@$(RUN) report docs
 
 paper: $(STAMP) ## build the paper of PROFILE from its records; starts no run
 	@$(RUN) report build paper --profile $(PROFILE)

@@ -20,8 +20,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-for name in [n for n in os.environ if n.startswith(("SLURM_", "WANDB_")) or n in ("MODERNLLM_DATA", "MODERNLLM_ROOT", "MODERNLLM_STUDIES")]:
-    del os.environ[name]
+for name in ("MODERNLLM_DATA", "MODERNLLM_ROOT", "MODERNLLM_STUDIES", "WANDB_API_KEY", "SNAKEMAKE_PROFILE"):
+    os.environ.pop(name, None)
 
 
 def pytest_sessionfinish(session):
@@ -35,6 +35,12 @@ def pytest_sessionfinish(session):
 def root() -> Path:
     "The root of the project."
     return ROOT
+
+
+@pytest.fixture
+def shared_cache(project, monkeypatch):
+    "In a project of one's own, the cache that all tests share: text is extracted and tokenizers are trained once."
+    monkeypatch.setenv("MODERNLLM_CACHE", str(_shared / "cache"))
 
 
 @pytest.fixture

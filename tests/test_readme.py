@@ -41,7 +41,7 @@ def notebook(path, *sources):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
 
 
-def test_a_study_in_five_steps(root, project, monkeypatch):
+def test_a_study_in_five_steps(root, project, shared_cache):
     text = (root / "README.md").read_text(encoding="utf-8").split("## Add a study in five steps")[1].split("\n## ")[0]
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.S)
     assert [kind for kind, _ in blocks] == ["sh", "yaml", "python", "python", "python", "python", "sh"]

@@ -19,16 +19,16 @@ import click
 
 from .app import examples
 
-# %% ../../nbs/70_cli/sync.ipynb #8d0f85b6
+# %% ../../nbs/70_cli/sync.ipynb #40a3cfd1
 def nbdev(
-    tool: str, # "clean", "export" or "update"
     root: Path, # folder with settings.ini
-    *args: str,
+    *calls: str, # such as "nbdev_clean()"
 ):
-    "Run one nbdev command; its complaint becomes the error."
-    done = subprocess.run([Path(sys.executable).parent / f"nbdev_{tool}", *args], cwd=root, capture_output=True, text=True)
+    "Call nbdev in a process of its own: it remembers one project for a process. Its complaint becomes the error."
+    code = "from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; from nbdev.sync import nbdev_update"
+    done = subprocess.run([sys.executable, "-c", "; ".join([code, *calls])], cwd=root, capture_output=True, text=True)
     if done.returncode:
-        raise click.ClickException(f"nbdev_{tool}: {(done.stderr or done.stdout or 'failed').strip().splitlines()[-1]}")
+        raise click.ClickException(f"nbdev: {(done.stderr or 'failed').strip().splitlines()[-1]}")
 
 
 def rendered(
@@ -41,8 +41,7 @@ def rendered(
         shutil.copytree(root, copy, ignore=lambda at, names: [
             n for n in names if Path(at) == root and n not in ("nbs", "modernllm", "settings.ini", "pyproject.toml")
         ] + list(skip(at, names)))
-        nbdev("clean", copy)
-        nbdev("export", copy)
+        nbdev(copy, "nbdev_clean()", "nbdev_export()")
         return contents(copy)
 
 
@@ -116,7 +115,7 @@ def edited_side(
         return "notebook"
     return "module" if sha(export) == base else "both"
 
-# %% ../../nbs/70_cli/sync.ipynb #c492ca11
+# %% ../../nbs/70_cli/sync.ipynb #48728269
 def sync(
     root: Path,
 ) -> list[str]: # one line for each thing done
@@ -130,14 +129,13 @@ def sync(
     done = []
     for module, side in sides.items():
         if side == "module":
-            nbdev("update", root, "--fname", module)
+            nbdev(root, f"nbdev_update({module!r})")
             done.append(f"{module} -> {pairs[module]}")
         elif side == "notebook":
             done.append(f"{pairs[module]} -> {module}")
     dirty = [path for path in then if path.endswith(".ipynb") and path in now and now[path] != then[path]]
-    nbdev("clean", root)
-    nbdev("export", root)
-    left = problems(root)
+    nbdev(root, "nbdev_clean()", "nbdev_export()")
+    left = problems(root) if "module" in sides.values() else []
     if left:
         raise click.ClickException("still not in sync: " + "; ".join(left))
     after = contents(root)

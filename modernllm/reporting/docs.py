@@ -95,25 +95,29 @@ def front(
     cells = [{"cell_type": "markdown", "metadata": {}, "source": part} for part in executed(page.notebook)]
     return {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
-# %% ../../nbs/60_reporting/docs.ipynb #45ddf800
+# %% ../../nbs/60_reporting/docs.ipynb #99be7d38
 PARTS = "<!-- part -->" # between the pieces that the pandoc template writes
 
 
 def pandoc(
     notebook: dict,
-    media: Path, # folder for images of outputs
+    home: Path, # folder that paths of images start from
+    media: Path, # folder for images
 ) -> tuple[str, str, str]: # style of highlighted code, table of contents, body
     "HTML pieces of a notebook."
     import pypandoc
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder) / "template.html"
         template.write_text(f"$highlighting-css${PARTS}$table-of-contents${PARTS}$body$")
-        command = [pypandoc.get_pandoc_path(), "--from=ipynb", "--to=html5", "--standalone", "--toc", "--toc-depth=3", "--mathml",
-                   "--wrap=none", "--metadata=title:page", f"--template={template}", f"--extract-media={media}"]
+        command = [
+            pypandoc.get_pandoc_path(), "--from=ipynb", "--to=html5", "--standalone", "--toc", "--toc-depth=3", "--mathml",
+            "--wrap=none", "--metadata=title:page", f"--template={template}", f"--resource-path={home}", f"--extract-media={media}",
+        ]
         done = subprocess.run(command, input=json.dumps(notebook), capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise RunFailed(f"pandoc: {' '.join(done.stderr.split())}")
-    text = re.sub(r"<style scoped>.*?</style>", "", done.stdout, flags=re.S) # of tables that pandas shows
+    # styles of tables that pandas shows, and column widths that pandoc takes from the length of a line
+    text = re.sub(r"<style scoped>.*?</style>|<colgroup>.*?</colgroup>", "", done.stdout, flags=re.S)
     return tuple(text.split(PARTS))
 
 
@@ -151,7 +155,7 @@ def _resolved(path: Path) -> list[str]:
         parts = parts[:-1] if part == ".." and parts and parts[-1] != ".." else [*parts, part]
     return parts
 
-# %% ../../nbs/60_reporting/docs.ipynb #c4c3c898
+# %% ../../nbs/60_reporting/docs.ipynb #5cc5e94d
 def entries(
     body: str, # HTML of a page
     page: Page,
@@ -166,10 +170,10 @@ def entries(
             places = [(html.unescape(re.sub(r"<[^>]+>", "", heading[2])), f"#{heading[1]}")]
         elif piece.startswith('<p class="module">'):
             places = [(name, f"#{name}") for name in re.findall(r'<span id="(\w+)"></span>', piece.split("</p>")[0])]
-        found += [{"page": page.title, "title": title, "url": page.url + anchor, "text": text} for title, anchor in places if text]
-    return found
+        found += [{"page": page.title, "title": title, "url": page.url + anchor, "text": text} for title, anchor in places]
+    return [entry for entry in found if entry["text"]]
 
-# %% ../../nbs/60_reporting/docs.ipynb #9a4af1d2
+# %% ../../nbs/60_reporting/docs.ipynb #9c2ec0a2
 def navigation(
     all_pages: list[Page],
     here: Page,
@@ -206,7 +210,7 @@ def build(
 
     def write(page: Page) -> tuple[str, list[dict]]:
         up = "../" * page.url.count("/")
-        code, toc, body = pandoc(notebooks[page], fresh / "media" / page.url.removesuffix(".html"))
+        code, toc, body = pandoc(notebooks[page], page.notebook.parent, fresh / "media" / page.url.removesuffix(".html"))
         body = linked(body.replace(f"{fresh}/", up), page, names, up, blob)
         text = template.substitute(title=html.escape(page.title), up=up, nav=navigation(found, page, up), toc=toc, body=body)
         atomic_write(fresh / page.url, text)
@@ -219,9 +223,6 @@ def build(
     atomic_write(fresh / "code.css", max((code for code, _ in written), key=len))
     for name in ("style.css", "search.js"):
         shutil.copy(site / name, fresh / name)
-    for image in (f for suffix in ("svg", "png") for f in nbs.rglob(f"*.{suffix}")):
-        (fresh / image.relative_to(nbs)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(image, fresh / image.relative_to(nbs))
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
     return found
