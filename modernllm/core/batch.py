@@ -26,7 +26,7 @@ from .execute import read_state
 from .expand import run_folder
 from .graph import prepare, prepare_summaries
 
-# %% ../../nbs/00_core/batch.ipynb #f72dd72c
+# %% ../../nbs/00_core/batch.ipynb #c9050dee
 GRACE = 90  # seconds for all steps to end after Ctrl-C; a step allows its notebook 60
 
 
@@ -67,16 +67,21 @@ def _in_child():
 def _snakemake(
     profile: str,
     targets: list[str],  # files
-    cores: int,
+    jobs: int,
+    threads: int,  # of the widest run
     keep_going: bool,
     lock,  # the open lock file
     log,  # open file for what Snakemake says
 ) -> subprocess.Popen:
     here = settings()
+    # Here, cores are what is scarce, and one GPU. On a cluster its profile says what there is.
+    limits = ["--cores", str(max(jobs, threads)), "--resources", "gpu=1"]
+    if os.environ.get("SNAKEMAKE_PROFILE"):
+        limits = ["--jobs", str(jobs)]
     command = [
-        sys.executable, "-m", "snakemake", "--snakefile", str(here.root / "Snakefile"), "--directory", str(here.root),
-        "--config", f"graph={here.runs / profile / 'graph.json'}", "--cores", str(cores),
-        "--resources", "gpu=1", "--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", "--quiet", "all",
+        sys.executable, "-m", "snakemake", "--snakefile", str(here.root / "Snakefile"), "--directory", str(here.root), *limits,
+        "--config", f"graph={here.runs / profile / 'graph.json'}", "--rerun-triggers", "mtime",
+        "--rerun-incomplete", "--nolock", "--quiet", "all",
         *(["--keep-going"] if keep_going else []), "--", *targets,
     ]  # fmt: skip
     return subprocess.Popen(
@@ -115,7 +120,7 @@ def _stop(process: subprocess.Popen):
         except ProcessLookupError:
             continue
 
-# %% ../../nbs/00_core/batch.ipynb #018c98ce
+# %% ../../nbs/00_core/batch.ipynb #b1bc7900
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
@@ -139,27 +144,28 @@ class _Progress:
     "Tells when a step has ended, and now and then what is running."
 
     def __init__(self, steps: dict[str, Path], say: Callable[[str], None]):  # title: state file
-        self.open, self.total, self.say = dict(steps), len(steps), say
+        self.steps, self.open, self.say = steps, dict(steps), say
         self.start = self.told = time.time()
-        self.ended: dict[str, dict] = {}
 
     def look(self):
+        running = []
         for title, path in list(self.open.items()):
             state = read_state(path)
-            if state.get("state", "running") != "running":
+            if state.get("state") == "running":
+                running.append(title + _last_event(path.parent))
+            elif state:
                 del self.open[title]
-                self.ended[title] = state
                 message = f": {state['message']}" if state["message"] else ""
-                self._say(f"[{len(self.ended)}/{self.total}] {title} {state['state']} after {state['seconds']} s{message}")
+                self._say(f"{title} {state['state']} after {state['seconds']} s{message}")
         if time.time() - self.told > 60:
-            running = [t + _last_event(p.parent) for t, p in self.open.items() if read_state(p).get("state") == "running"]
-            self._say(f"[{len(self.ended)}/{self.total}] running: {', '.join(running) or 'nothing yet'}")
+            self._say(f"running: {', '.join(running) or 'nothing yet'}")
 
     def _say(self, line: str):
         self.told = time.time()
-        self.say(f"{_clock(self.told - self.start)} {line}")
+        done = len(self.steps) - len(self.open)
+        self.say(f"{_clock(self.told - self.start)} [{done}/{len(self.steps)}] {line}")
 
-# %% ../../nbs/00_core/batch.ipynb #5c0e285d
+# %% ../../nbs/00_core/batch.ipynb #e8fc23f3
 def run(
     studies: list[str] | None,  # None: all that have this profile
     profile: str,
@@ -189,7 +195,7 @@ def run(
         threads = max((node["threads"] for node in json.loads((base / "graph.json").read_text())["runs"].values()), default=1)
         progress = _Progress(steps, say)
         with open(base / "snakemake.log", "wb") as log:
-            process = _snakemake(profile, targets, max(jobs, threads), keep_going, lock, log)
+            process = _snakemake(profile, targets, jobs, threads, keep_going, lock, log)
             lock.write(f"{process.pid}\n")  # who to stop, when this process has been killed
             lock.flush()
             try:
@@ -206,8 +212,9 @@ def run(
 
 def _raise_failures(progress: _Progress, returncode: int, log: Path):
     "Turn what failed into one error."
-    failed = {title: state for title, state in progress.ended.items() if state["state"] == "failed"}
-    if any(state["state"] == "interrupted" for state in progress.ended.values()):
+    states = {title: read_state(path) for title, path in progress.steps.items()}
+    failed = {title: state for title, state in states.items() if state.get("state") == "failed"}
+    if any(state.get("state") == "interrupted" for state in states.values()):
         raise KeyboardInterrupt
     if failed:
         title, state = next(iter(failed.items()))

@@ -192,7 +192,7 @@ def budget(
             lines.append(f"{study}: records without a run in the plan: {', '.join(orphans)}")
     return lines
 
-# %% ../../nbs/00_core/graph.ipynb #0ce7a235
+# %% ../../nbs/00_core/graph.ipynb #5fb7f161
 def _write_if_changed(path: Path, value) -> bool:
     text = json.dumps(value, indent=1) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
@@ -259,3 +259,6 @@ def prepare_summaries(
     graph = {"runs": {}, "selections": {}, "summaries": {name: [] for name in names}}
     _write_if_changed(settings().runs / profile / "graph.json", graph)
     return stale
+
+
+
