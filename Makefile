@@ -63,14 +63,16 @@ slides: $(STAMP) ## build the slides of PROFILE from its records; starts no run
 sync: $(STAMP) ## carry edits from notebooks to modules and back, and clean the notebooks
 	@$(RUN) sync
 
-# In an environment of its own, so that nothing installed by hand gets into the lock.
-lock: ## make constraints.txt anew from requirements.txt
-	rm -rf .lock && $(PYTHON) -m venv .lock
-	.lock/bin/python -m pip install --quiet -r requirements.txt
-	.lock/bin/python -m pip install --quiet --no-deps sphinx-revealjs==3.2.1
-	{ echo "# Every version, made by \`make lock\` from requirements.txt. Do not edit."; \
-	  .lock/bin/python -m pip freeze --all --exclude pip --exclude wheel | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > constraints.new
-	mv constraints.new constraints.txt && rm -rf .lock
+# A dry run resolves without looking at what is installed, so nothing installed by hand gets into the lock.
+lock: $(STAMP) ## make constraints.txt anew from requirements.txt
+	$(PIP) install -qq --dry-run --ignore-installed --report .lock-1.json -r requirements.txt
+	$(PIP) install -qq --dry-run --ignore-installed --report .lock-2.json --no-deps sphinx-revealjs
+	@$(BIN)/python -c 'import json; \
+	  found = [i["metadata"] for f in (".lock-1.json", ".lock-2.json") for i in json.load(open(f))["install"]]; \
+	  pins = {m["name"]: m["version"].split("+")[0] for m in found}; \
+	  print("# Every version, made by `make lock` from requirements.txt. Do not edit.", \
+	        *(f"{name}=={pins[name]}" for name in sorted(pins, key=str.lower)), sep="\n")' > .lock-3.txt
+	mv .lock-3.txt constraints.txt && rm -f .lock-?.json
 
 clean: ## remove smoke runs and everything built; keeps .venv, the data cache and the runs of cpu and gpu
 	rm -rf runs/smoke data/records/smoke data/results/smoke figures/smoke report/build _docs _proc .snakemake
