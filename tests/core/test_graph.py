@@ -214,9 +214,9 @@ def test_a_fresh_clone_with_records(done):
     done.edit("tiny_next/plan.yaml", "after: {}", "after: {params: {learning_rate: 0.2}}")
     done.edit("tiny_next/run.ipynb", "learning_rate * 2", "learning_rate * 2.5")
     assert done.states()[NEXT] == ("new", "not here; its record was made with other parameters and code")
-    assert sorted(graph.prepare_summaries(None, "smoke")) == ["tiny", "tiny_next"]
+    assert graph.prepare_summaries(None, "smoke") == ["tiny"]  # the other table lies beside what it was made from
     assert execute.step("summary", "tiny", "smoke") == 0
-    assert graph.prepare_summaries(None, "smoke") == ["tiny_next"]
+    assert graph.prepare_summaries(None, "smoke") == []
     assert not (done.folder / "runs/smoke/tiny/base").exists()
 
 
