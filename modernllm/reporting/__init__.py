@@ -4,8 +4,15 @@ from importlib import import_module
 
 # public name: module of this package that defines it
 _EXPORTS = {
+    "published": "results",
     "frame": "results",
     "summarise": "results",
+    "leader": "results",
+    "headline": "tables",
+    "metrics_table": "tables",
+    "cost_table": "tables",
+    "settings_table": "tables",
+    "spread": "tables",
     "style": "figures",
     "save": "figures",
     "loss_curves": "figures",

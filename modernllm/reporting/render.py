@@ -188,7 +188,7 @@ def staged_text(
     document = DOCUMENTS[what]
     return fill((folder / document).read_text(encoding="utf-8"), folder, value, document, fail=fail)
 
-# %% ../../nbs/60_reporting/render.ipynb #56e79a33
+# %% ../../nbs/60_reporting/render.ipynb #419c0d6f
 FORMATS = {
     "paper": {"paper.pdf": "acl"},
     "slides": {"slides.html": "revealjs", "slides.pdf": "deck"},
@@ -243,9 +243,9 @@ def _revealjs(folder, source, output):
     variable = {re.sub(r"-(\w)", lambda found: found[1].upper(), key): value for key, value in options.items()
                 if key not in ("css", "embed-resources", "html-math-method")}
     words = [f"--variable={key}:{yaml.safe_dump(value).splitlines()[0]}" for key, value in variable.items()]
-    pandoc(folder, source, "--to=revealjs", "--embed-resources", "--slide-level=2", "--mathml", "--citeproc",
-           f"--variable=revealjs-url:{assets}", *words, f"--css={options['css']}", "--lua-filter=fallback/fallback.lua",
-           "--include-before-body=fallback/notice.html", "--output=slides.html")
+    pandoc(folder, source, "--to=revealjs", "--embed-resources", "--slide-level=2", "--mathml",
+           "--lua-filter=fallback/fallback.lua", "--citeproc", f"--variable=revealjs-url:{assets}", *words,
+           f"--css={options['css']}", "--include-before-body=fallback/notice.html", "--output=slides.html")
     atomic_write(output, (folder / "slides.html").read_bytes())
 
 
