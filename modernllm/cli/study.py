@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['PROFILE', 'STUDIES', 'checked', 'study', 'list_', 'status', 'run', 'exec_']
 
-# %% ../../nbs/70_cli/study.ipynb #d087709a
+# %% ../../nbs/70_cli/study.ipynb #c720c4bc
+from pathlib import Path
+
 import click
 
 from .app import examples
@@ -71,10 +73,13 @@ def run(studies, profile, jobs, keep_going):
     from modernllm.core import batch
     batch.run(names, profile, jobs=jobs, keep_going=keep_going)
 
-# %% ../../nbs/70_cli/study.ipynb #89077056
+# %% ../../nbs/70_cli/study.ipynb #521d9053
 @study.command("exec", epilog=examples("modernllm study exec runs/smoke/lm_baselines/small/s0    run or finish this one run"))
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False))
 def exec_(run_dir):
     "Execute the notebook of one run folder that `study run` has prepared, by itself."
+    from modernllm.core.config import InputError
     from modernllm.core.execute import step
+    if not (Path(run_dir) / "spec.json").exists():
+        raise InputError(f"{run_dir} is not a run folder: it has no spec.json; `modernllm study run` prepares them")
     return step("run", run_dir)

@@ -95,7 +95,7 @@ def front(
     cells = [{"cell_type": "markdown", "metadata": {}, "source": part} for part in executed(page.notebook)]
     return {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
-# %% ../../nbs/60_reporting/docs.ipynb #99be7d38
+# %% ../../nbs/60_reporting/docs.ipynb #ec8a076c
 PARTS = "<!-- part -->" # between the pieces that the pandoc template writes
 
 
@@ -111,7 +111,8 @@ def pandoc(
         template.write_text(f"$highlighting-css${PARTS}$table-of-contents${PARTS}$body$")
         command = [
             pypandoc.get_pandoc_path(), "--from=ipynb", "--to=html5", "--standalone", "--toc", "--toc-depth=3", "--mathml",
-            "--wrap=none", "--metadata=title:page", f"--template={template}", f"--resource-path={home}", f"--extract-media={media}",
+            "--wrap=none", "--metadata=title:page", f"--template={template}", f"--resource-path={home}",
+            f"--extract-media={media}",
         ]
         done = subprocess.run(command, input=json.dumps(notebook), capture_output=True, text=True, encoding="utf-8")
     if done.returncode:

@@ -60,6 +60,7 @@ def test_wrong_words_are_named(capsys, line, words):
     (["data", "show", "wikitxt2"], ["wikitxt2", "wikitext2"]),
     (["data", "fetch", "tinystory"], ["tinystory", "tinystories"]),
     (["data", "show", "embedded_docs", "--split", "tst"], ["tst", "test"]),
+    (["study", "exec", "."], ["spec.json"]),
 ])
 def test_unknown_names_get_a_proposal(capsys, line, words):
     assert main(line) == 2
