@@ -165,7 +165,7 @@ class _Progress:
         done = len(self.steps) - len(self.open)
         self.say(f"{_clock(self.told - self.start)} [{done}/{len(self.steps)}] {line}")
 
-# %% ../../nbs/00_core/batch.ipynb #e8fc23f3
+# %% ../../nbs/00_core/batch.ipynb #c9e96b71
 def run(
     studies: list[str] | None,  # None: all that have this profile
     profile: str,
@@ -183,7 +183,8 @@ def run(
             rows, selections, summaries = prepare(studies, profile)
         todo = [row for row in rows if row.stale]
         if not todo and not selections and not summaries:
-            say(f"nothing to do: {len(rows)} runs and their summaries are up to date")
+            what = "the summaries" if summaries_only else f"{len(rows)} runs and their summaries"
+            say(f"nothing to do: {what} are up to date")
             return
         say(f"{len(todo)} runs and {len(summaries)} summaries to do; {len(rows) - len(todo)} runs are up to date")
         steps = {row.name: run_folder(profile, row.study, row.variant, row.seed) / "run.state.json" for row in todo}
