@@ -1,21 +1,21 @@
-"""Models: configuration, decoder, conversion, generation. Names load on first use, so that importing this costs nothing."""
+"""Configuration, decoder, conversion, generation. Public names are loaded when they are first used."""
 
 from importlib import import_module
 
-_HOME = {
+_EXPORTS = {
     "ModernLLMConfig": "config",
     "ModernDecoderLM": "transformer",
     "to_llama": "convert",
     "from_llama": "convert",
     "generate_text": "generation",
 }
-__all__ = list(_HOME)
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name):
-    if name not in _HOME:
+    if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
 
 
 def __dir__():

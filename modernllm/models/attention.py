@@ -15,7 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from .feedforward import RMSNorm
 from .kernels import causal_attention, dropout
 
-# %% ../../nbs/20_models/attention.ipynb #e8e006c3
+# %% ../../nbs/20_models/attention.ipynb #1aa72c5a
 def rotary_frequencies(
     config,  # ModernLLMConfig
 ) -> tuple[Tensor, float]:  # (head_dim / 2,) angle per position of each pair, factor on cos and sin
@@ -54,7 +54,7 @@ def rotate(
     a, b = x.to(cos.dtype).chunk(2, dim=-1)
     return torch.cat((torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), dim=-1).to(x.dtype)
 
-
+# %% ../../nbs/20_models/attention.ipynb #de8067d2
 class Attention(nn.Module):
     "Causal attention; several query heads may share one key/value head (Ainslie et al. 2023, section 2.2)."
 
@@ -71,6 +71,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.o_proj.adds_to_residual = True
         if config.qk_norm:  # Henry et al. 2020, "Query-Key Normalization for Transformers"; before the rotation, as in Qwen3
             self.q_norm, self.k_norm = (RMSNorm(config.head_dim, config.rms_norm_eps) for _ in range(2))
         else:
@@ -100,7 +101,7 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, enable_gqa=self.groups > 1)
         return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1)), weights
 
-
+# %% ../../nbs/20_models/attention.ipynb #6cc12ada
 def attention_weights(
     q: Tensor,  # (batch, heads, time, head_dim)
     k: Tensor,  # (batch, kv_heads, keys, head_dim)
@@ -111,4 +112,5 @@ def attention_weights(
     scores = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1).to(q.dtype)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1).to(q.dtype)

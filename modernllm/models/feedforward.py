@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .kernels import rms_norm
 
-# %% ../../nbs/20_models/feedforward.ipynb #6d34c728
+# %% ../../nbs/20_models/feedforward.ipynb #cf825850
 class RMSNorm(nn.Module):
     "Divide by the root mean square, then scale each feature (Zhang & Sennrich 2019, equation 4)."
 
@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
     ) -> Tensor:  # (..., dim)
         return rms_norm(x, self.weight, self.eps)
 
-
+# %% ../../nbs/20_models/feedforward.ipynb #cb208fc0
 class SwiGLU(nn.Module):
     "`down(silu(gate(x)) · up(x))` (Shazeer 2020, equation 6), without biases."
 
@@ -43,6 +43,7 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj.adds_to_residual = True
 
     def forward(
         self,

@@ -47,7 +47,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         x = x + dropout(attended, self.dropout, self.training)
         return x + dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training), weights
 
-# %% ../../nbs/20_models/transformer.ipynb #1397818a
+# %% ../../nbs/20_models/transformer.ipynb #38ea2709
 class ModernPreTrainedModel(PreTrainedModel):
     "What backbone and language model share: how weights start, and what `transformers` may do with them."
 
@@ -59,14 +59,14 @@ class ModernPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module):
-        super()._init_weights(module)  # normal for matrices, ones for norms
+        if self.config.scale_residual_init and getattr(module, "adds_to_residual", False):
+            init.normal_(module.weight, std=self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5)
+        else:
+            super()._init_weights(module)  # normal for matrices, ones for norms
         if isinstance(module, RotaryEmbedding):  # not in the saved file, so made again after loading
             init.copy_(module.frequencies, rotary_frequencies(self.config)[0])
-        if self.config.scale_residual_init and isinstance(module, (Attention, SwiGLU)):
-            last = module.o_proj if isinstance(module, Attention) else module.down_proj
-            init.normal_(last.weight, std=self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5)
 
-
+# %% ../../nbs/20_models/transformer.ipynb #5c058139
 class ModernModel(ModernPreTrainedModel):
     "The backbone: token ids to normed hidden states."
 
@@ -99,11 +99,11 @@ class ModernModel(ModernPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        mask = None
+        if past or attention_mask is not None or position_ids is not None:  # else plain causal: no mask in memory
+            mask = create_causal_mask(self.config, x, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
-        mask = None
-        if past or attention_mask is not None:  # otherwise plain causal, which needs no mask in memory
-            mask = create_causal_mask(self.config, x, attention_mask, past_key_values, position_ids)
         rotary = self.rotary_emb(position_ids)
         x = dropout(x, self.config.embedding_dropout, self.training)
         hidden_states, attentions = [x], []
