@@ -22,7 +22,7 @@ from ..core.config import InputError, RunFailed, atomic_write, check_name, did_y
 from . import tables, variables
 from .results import published, rows, summarise
 
-# %% ../../nbs/60_reporting/render.ipynb #ac92e413
+# %% ../../nbs/60_reporting/render.ipynb #4ecd817c
 SHORTCODE = re.compile(r"(\{?)\{\{<\s*(.*?)\s*>\}\}(\}?)")
 DOCUMENTS = {"paper": "paper.qmd", "slides": "slides.qmd"}
 
@@ -79,6 +79,8 @@ def fill(
         path = folder / argument.lstrip("/")
         if not path.is_file():
             return fail(f"{where}: include '{argument}': no such file")
+        if text[: found.start()].rstrip(" ")[-2:].strip("\n") or text[found.end() :].lstrip(" ")[:2].strip("\n"):
+            return fail(f"{where}: include '{argument}' must stand alone, between empty lines")
         return fill(path.read_text(encoding="utf-8"), folder, value, argument.lstrip("/"), meta, fail)
 
     return SHORTCODE.sub(replace, text)
@@ -188,7 +190,7 @@ def staged_text(
     document = DOCUMENTS[what]
     return fill((folder / document).read_text(encoding="utf-8"), folder, value, document, fail=fail)
 
-# %% ../../nbs/60_reporting/render.ipynb #419c0d6f
+# %% ../../nbs/60_reporting/render.ipynb #c6c4850e
 FORMATS = {
     "paper": {"paper.pdf": "acl"},
     "slides": {"slides.html": "revealjs", "slides.pdf": "deck"},
@@ -203,8 +205,8 @@ def pandoc(
     "Run the pandoc of the wheel."
     import pypandoc
 
-    command = [pypandoc.get_pandoc_path(), source, "--from=markdown", "--standalone", "--columns=10000",
-               "--metadata-file=_quarto.yml", *arguments]
+    command = [pypandoc.get_pandoc_path(), source, "--from=markdown", "--standalone", "--metadata-file=_quarto.yml",
+               "--lua-filter=tables.lua", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     warnings = [line for line in done.stderr.splitlines() if "[WARNING]" in line or "report:" in line]
     if done.returncode or any("not found" in line for line in warnings):
@@ -241,7 +243,7 @@ def _revealjs(folder, source, output):
     assets = Path(importlib.util.find_spec("sphinx_revealjs").origin).parent / "_static" / "revealjs"
     options = front_matter((folder / source).read_text(encoding="utf-8"))["format"]["revealjs"]
     variable = {re.sub(r"-(\w)", lambda found: found[1].upper(), key): value for key, value in options.items()
-                if key not in ("css", "embed-resources", "html-math-method")}
+                if key not in ("css", "embed-resources", "footer", "html-math-method")}
     words = [f"--variable={key}:{yaml.safe_dump(value).splitlines()[0]}" for key, value in variable.items()]
     pandoc(folder, source, "--to=revealjs", "--embed-resources", "--slide-level=2", "--mathml",
            "--lua-filter=fallback/fallback.lua", "--citeproc", f"--variable=revealjs-url:{assets}", *words,

@@ -1,5 +1,5 @@
 -- What Quarto does and plain pandoc does not, for the small part of Quarto these sources use:
--- authors, cross-references (@fig- @tbl- @sec- @eq-), equation labels, callouts, columns, side-by-side figures.
+-- authors, cross-references (@fig- @tbl- @sec- @eq-), equation labels, callouts, side-by-side figures.
 -- Anything outside this list stops the build in the driver, so that both renderers always say the same.
 
 local NAMES = {fig = "Figure", tbl = "Table", sec = "Section", eq = "Equation"}
@@ -101,39 +101,16 @@ local function callout(div)
   return div
 end
 
-local function cells(columns, widths, gutter)
-  local blocks = pandoc.List({pandoc.RawBlock("typst",
-    "#grid(columns: (" .. table.concat(widths, ", ") .. ",), gutter: " .. gutter .. ",")})
-  for _, column in ipairs(columns) do
-    blocks:insert(pandoc.RawBlock("typst", "["))
-    blocks:extend(column)
-    blocks:insert(pandoc.RawBlock("typst", "],"))
-  end
-  blocks:insert(pandoc.RawBlock("typst", ")"))
-  return blocks
-end
-
-local function columns(div)
-  if not (is_typst and div.classes:includes("columns")) then return nil end
-  local contents, widths = {}, {}
-  for _, block in ipairs(div.content) do
-    if block.t == "Div" and block.classes:includes("column") then
-      local percent = tonumber((block.attributes.width or ""):match("^(%d+)%%$"))
-      table.insert(contents, block.content)
-      table.insert(widths, (percent or 1) .. "fr")
-    end
-  end
-  return cells(contents, widths, "1.2em")
-end
-
 local function layout(div)
   local n = tonumber(div.attributes["layout-ncol"])
   if not n then return nil end
   if is_typst then
-    local contents, widths = {}, {}
-    for _, block in ipairs(div.content) do table.insert(contents, {block}) end
-    for _ = 1, n do table.insert(widths, "1fr") end
-    return cells(contents, widths, "1em")
+    local blocks = pandoc.List({pandoc.RawBlock("typst", "#grid(columns: (" .. ("1fr, "):rep(n) .. "), gutter: 1em,")})
+    for _, block in ipairs(div.content) do
+      blocks:extend({pandoc.RawBlock("typst", "["), block, pandoc.RawBlock("typst", "],")})
+    end
+    blocks:insert(pandoc.RawBlock("typst", ")"))
+    return blocks
   end
   div.attributes["layout-ncol"] = nil
   div.attributes.style = "display:grid;gap:1em;grid-template-columns:repeat(" .. n .. ",1fr)"
@@ -145,10 +122,9 @@ local function visible(div)
   local target = is_typst and "typst" or "revealjs"
   if div.classes:includes("content-visible") and only then return only == target and div.content or {} end
   if div.classes:includes("content-hidden") and only then return only == target and {} or div.content end
-  if is_typst and div.classes:includes("notes") then return {} end
 end
 
-local function any_div(div) return visible(div) or callout(div) or columns(div) or layout(div) end
+local function any_div(div) return visible(div) or callout(div) or layout(div) end
 
 return {
   {Meta = authors},

@@ -59,7 +59,9 @@ SECTION = """
 `{{< var example.best.test_loss >}}` is best, see @tbl-example-test, @fig-loss and @sec-methods.
 
 ::: {.wide}
+
 {{< include /_tables/example-test.md >}}
+
 :::
 
 ![A caption.](figures/example-loss.svg){#fig-loss}
@@ -91,6 +93,10 @@ left
 right, see @tbl-example-test
 :::
 ::::
+
+::: {.notes}
+spoken
+:::
 """
 
 
@@ -107,7 +113,7 @@ def report(project, root):
     (folder / "sections").mkdir(parents=True)
     for name in ("_extensions", "fallback"):
         shutil.copytree(real / name, folder / name)
-    for name in ("_quarto.yml", "acl.csl", "references.bib", "slides.css"):
+    for name in ("_quarto.yml", "acl.csl", "references.bib", "slides.css", "tables.lua"):
         shutil.copy(real / name, folder / name)
     (folder / "paper.qmd").write_text(PAPER)
     (folder / "slides.qmd").write_text(SLIDES)

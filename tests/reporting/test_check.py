@@ -21,15 +21,15 @@ def test_a_good_report_passes(smoke, capsys):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ("It reached 4.31.", "sections/example.qmd:10: '4.31' is typed into a results section"),
+    ("It reached 4.31.", "sections/example.qmd:12: '4.31' is typed into a results section"),
     ("`0.5`", "'0.5' is typed"),
     ("$x = 1.25$", "'1.25' is typed"),
     ("about 1e-3", "'1e-3' is typed"),
     ("24,000 tokens", "'24,000' is typed"),
-    ("{{< var example.small.test_los >}}", "sections/example.qmd:10: unknown variable 'example.small.test_los'; did you mean"),
-    ("{{< vidoe x >}}", "sections/example.qmd:10: unknown shortcode 'vidoe'"),
+    ("{{< var example.small.test_los >}}", "sections/example.qmd:12: unknown variable 'example.small.test_los'; did you mean"),
+    ("{{< vidoe x >}}", "sections/example.qmd:12: unknown shortcode 'vidoe'"),
     ("{{< include /_tables/exampel-test.md >}}", "missing result: table exampel-test"),
-    ("see @fig-los", "sections/example.qmd:10: unknown cross-reference '@fig-los'; did you mean 'fig-loss'?"),
+    ("see @fig-los", "sections/example.qmd:12: unknown cross-reference '@fig-los'; did you mean 'fig-loss'?"),
     ("see @tbl-none", "unknown cross-reference '@tbl-none'"),
     ("see @eq-b", "unknown cross-reference '@eq-b'; did you mean 'eq-a'?"),
     ("says [@knuth1948literate]", "unknown citation '@knuth1948literate'; did you mean 'knuth1984literate'?"),

@@ -24,6 +24,8 @@ def pdf_text(path):
     ("{{< include /no.md >}}", "d.qmd:1: include '/no.md': no such file"),
     ("---\ntitle: T\n---\n\n{{< meta titel >}}", "d.qmd:5: unknown metadata 'titel'; did you mean 'title'"),
     ("{{< include /part.md >}}", "part.md:2: unknown variable 'y'"),
+    ("text {{< include /part.md >}}", "d.qmd:1: include '/part.md' must stand alone"),
+    ("text\n{{< include /part.md >}}\n", "d.qmd:2: include '/part.md' must stand alone"),
     ("one\n\n```{python}\n1\n```\n", "d.qmd:3: executed cells"),
     ("---\na: [\n---\n", r"d.qmd:\d: not valid YAML"),
 ])
@@ -39,8 +41,9 @@ def test_bad_sources_are_refused_with_file_and_line(tmp_path, text, message):
 
 def test_shortcodes_are_replaced(tmp_path):
     (tmp_path / "part.md").write_text("{{< var a.b >}}")
-    text = "---\ntitle: T\n---\n{{< meta title >}} {{< include /part.md >}} {{<var a.b>}} {{{< var a.b >}}} `{{< var a.b >}}`"
-    assert fill(text, tmp_path, {"a.b": "1"}.get).splitlines()[-1] == "T 1 1 {{< var a.b >}} `1`"
+    head = "---\ntitle: T\n---\n\n{{< include /part.md >}}\n\n"
+    text = head + "{{< meta title >}} {{<var a.b>}} {{{< var a.b >}}} `{{< var a.b >}}`"
+    assert fill(text, tmp_path, {"a.b": "1"}.get).splitlines()[-3:] == ["1", "", "T 1 {{< var a.b >}} `1`"]
 
 
 def test_staging_copies_writes_and_clears(smoke, project):
@@ -79,7 +82,8 @@ def test_slides_hold_no_outside_links(smoke, no_quarto):
         assert not re.search(outside, text), outside
     assert "4.307 ± 0.013" in text and 'class="page-notice"' in text and "Table 1" in re.sub(r"\u00a0|&nbsp;", " ", text)
     assert "Reveal.initialize" in text and 'name="viewport"' in text
-    assert "right, see Table 1" in " ".join(pdf_text(pdf).split())
+    shown = " ".join(pdf_text(pdf).split())
+    assert "right, see Table 1" in shown and "spoken" not in shown
 
 
 def test_missing_results_are_said_and_shown(report, no_quarto, monkeypatch):
@@ -167,10 +171,6 @@ on paper
 on screen
 :::
 
-::: {.notes}
-spoken
-:::
-
 ::: {layout-ncol=2}
 ![A](figures/example-loss.svg){#fig-a}
 
@@ -180,7 +180,7 @@ spoken
 @fig-a and @fig-b.
 """)
     text = " ".join(pdf_text(render("paper", "smoke")[0]).split())
-    assert "Careful" in text and "on paper" in text and "on screen" not in text and "spoken" not in text
+    assert "Careful" in text and "on paper" in text and "on screen" not in text
     assert "Figure 1 and Figure 2" in text
 
 
@@ -193,7 +193,8 @@ def test_real_report_renders_without_any_record(root, project, no_quarto):
 
 
 def test_pandoc_that_fails_is_one_line(tmp_path):
-    (tmp_path / "_quarto.yml").write_text("lang: en\n")
+    for name in ("_quarto.yml", "tables.lua"):
+        (tmp_path / name).touch()
     (tmp_path / "a.md").write_text("x")
     with pytest.raises(RunFailed) as error:
         pandoc(tmp_path, "a.md", "--to=nothing")

@@ -1,0 +1,21 @@
+-- For Quarto and for the fallback alike: columns side by side, and no speaker notes on the page.
+
+local function columns(div)
+  local widths, blocks = {}, pandoc.List({})
+  for _, block in ipairs(div.content) do
+    if block.t == "Div" and block.classes:includes("column") then
+      table.insert(widths, ((block.attributes.width or ""):match("^(%d+)%%$") or "1") .. "fr")
+      blocks:insert(pandoc.RawBlock("typst", "["))
+      blocks:extend(block.content)
+      blocks:insert(pandoc.RawBlock("typst", "],"))
+    end
+  end
+  blocks:insert(1, pandoc.RawBlock("typst", "#grid(columns: (" .. table.concat(widths, ", ") .. ",), gutter: 1.2em,"))
+  blocks:insert(pandoc.RawBlock("typst", ")"))
+  return blocks
+end
+
+function Div(div)
+  if div.classes:includes("notes") then return {} end
+  if div.classes:includes("columns") then return columns(div) end
+end
