@@ -33,6 +33,14 @@ def test_everything_at_the_root_is_in_the_tree(root):
     assert {name for name in there if not name.startswith(".")} - {"README.md"} <= shown
 
 
+def test_the_example_names_what_exists(root):
+    text = (root / "README.md").read_text(encoding="utf-8").split("## In a notebook")[1]
+    code = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    imports = "\n".join(line for line in code.splitlines() if line.startswith("from "))
+    assert imports.count("\n") == 2
+    exec(compile(imports, "README.md", "exec"), {})
+
+
 def notebook(path, *sources):
     "A notebook of code cells, the first tagged as the one that holds the parameters."
     cells = [nbformat.v4.new_code_cell(source) for source in sources]

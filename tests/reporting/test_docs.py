@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,12 +9,12 @@ from modernllm.core.config import InputError
 from modernllm.reporting.docs import build
 from modernllm.reporting.readme import first_lines
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     "A site of one floor, a study and the front page."
-    from tests.conftest import ROOT
-
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(ROOT / "nbs/70_cli", folder / "nbs/70_cli")
     for name in ("00_core/config.ipynb", "studies/lm_baselines/run.ipynb"):
