@@ -39,7 +39,7 @@ def notice(
         return "embedded text stands in for a data set"
     return "some of the data is generated" if any(item.generated for item in data) else ""
 
-# %% ../../nbs/60_reporting/variables.ipynb #848bcc0b
+# %% ../../nbs/60_reporting/variables.ipynb #2958eec7
 RESERVED = ("title", "question", "data", "commit", "command", "runs", "best", "lead")
 
 
@@ -47,8 +47,10 @@ def data_read(
     records: list[Record],
 ) -> str:  # Markdown: "wikitext2 (mirror)"
     "Which data the runs really read, and what its notes say."
-    items = {(item.name, "; ".join(filter(None, [item.source, item.note]))) for record in records for item in record.data}
-    return escape(", ".join(f"{name} ({source})" for name, source in sorted(items)))
+    said = {}
+    for item in (item for record in records for item in record.data):
+        said.setdefault(item.name, {}).update(dict.fromkeys([item.source, *filter(None, item.note.split("; "))]))
+    return escape(", ".join(f"{name} ({'; '.join(notes)})" for name, notes in said.items()))
 
 
 def of_variant(
