@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['ROWS', 'ROWS_ELSEWHERE', 'linear_logprobs']
 
-# %% ../../nbs/30_training/logprobs.ipynb #bb90b6b2
+# %% ../../nbs/30_training/logprobs.ipynb #fce7959c
 import torch
 from torch import Tensor
 
 from ..core.config import check_name
 
-# Positions at a time. On a CPU 256 rows of 4,096 to 8,192 logits were the fastest: few enough to stay in the cache.
-ROWS = {"cpu": 256}
+# Positions at a time. On a CPU 256 to 512 rows of 4,096 to 8,192 logits were the fastest: few enough to stay in the cache.
+ROWS = {"cpu": 512}
 ROWS_ELSEWHERE = 2048
 
-# %% ../../nbs/30_training/logprobs.ipynb #a9ca389a
+# %% ../../nbs/30_training/logprobs.ipynb #ebbca190
 class _Chunks:
     "`softmax(hidden @ weight.T)`, some positions at a time, in buffers that are used again and again."
 
@@ -27,7 +27,7 @@ class _Chunks:
         self.slopes = torch.empty_like(self.probs) if softcap else None
 
     def __iter__(self):
-        "Yields (positions, targets with 0 for the ignored, log-probabilities with 0 for the ignored, probabilities)."
+        "Yields (positions, their log-probabilities, 0 for the ignored); the probabilities are in `probs`."
         for start in range(0, len(self.hidden), self.rows):
             here = slice(start, min(start + self.rows, len(self.hidden)))
             size = here.stop - here.start
@@ -36,76 +36,74 @@ class _Chunks:
                 torch.tanh(scores.div_(self.softcap), out=scores)
                 torch.square(scores, out=self.slopes[:size]).neg_().add_(1)
                 scores.mul_(self.softcap)
-            ignored, targets = self.targets[here] < 0, self.targets[here].clamp_min(0)[:, None]
-            chosen, top = scores.gather(1, targets)[:, 0], scores.amax(-1)
+            chosen, top = scores.gather(1, self.targets[here, None].clamp_min(0))[:, 0], scores.amax(-1)
             probs = torch.softmax(scores, -1, out=scores)
             # log normaliser = top - log(its probability), which is at least 1/V and so never underflows
-            logprobs = chosen.sub_(top).add_(probs.amax(-1).log_()).masked_fill_(ignored, 0)
-            yield here, targets, logprobs, probs
+            logprobs = chosen.sub_(top).add_(probs.amax(-1).log_())
+            yield here, logprobs.masked_fill_(self.targets[here] < 0, 0)
 
-    def logit_grads(self, here: slice, targets: Tensor, probs: Tensor, upstream: Tensor) -> Tensor:
-        "`upstream * d logprob / d logits` of the chunk just yielded, written over the buffers."
-        upstream = upstream.to(probs.dtype).masked_fill(self.targets[here] < 0, 0)[:, None]
-        grads = probs.mul_(-upstream).scatter_add_(1, targets, upstream)
+    def add_gradients(self, here: slice, upstream: Tensor | None, grad_hidden: Tensor, grad_weight: Tensor) -> None:
+        "Gradients of -(upstream * log-probability) for the positions just yielded; `None` is an upstream of 1."
+        size = here.stop - here.start
+        targets = self.targets[here, None].clamp_min(0)
+        probs = self.probs[:size]
+        # p - 1 is made before the rounding to a narrow type, where p near 1 would lose it
+        probs.scatter_add_(1, targets, torch.full_like(probs[:, :1], -1.0))
+        if upstream is not None:
+            probs.mul_(upstream[:, None])
         if self.softcap:
-            grads.mul_(self.slopes[: len(grads)])
-        return self.logits[: len(grads)].copy_(grads)
+            probs.mul_(self.slopes[:size])
+        slope = self.logits[:size].copy_(probs)
+        grad_hidden[here] = slope @ self.weight
+        grad_weight += slope.T @ self.hidden[here]
 
-    def backward(self, chunk: tuple, upstream: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> None:
-        "Fill in this chunk's rows of `grad_hidden` and add its part to `grad_weight`."
-        here, targets, _, probs = chunk
-        grads = self.logit_grads(here, targets, probs, upstream)
-        grad_hidden[here] = grads @ self.weight
-        grad_weight += grads.T @ self.hidden[here]
-
-# %% ../../nbs/30_training/logprobs.ipynb #ea3a31db
-def _narrow(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return hidden.detach().to(dtype), weight.detach().to(dtype)
-
-
-def _empty_grads(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden), torch.zeros_like(weight)  # in the dtype of the parameters: chunks are summed exactly
+# %% ../../nbs/30_training/logprobs.ipynb #72540406
+def _prepare(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, softcap: float | None, dtype: torch.dtype):
+    "Chunks in the dtype of the product, and gradients in that of the parameters, so that chunks are summed without rounding."
+    # With a hidden state of zero an ignored position adds nothing to the head's gradient, without a look at its V logits.
+    narrow = hidden.detach().to(dtype).masked_fill((targets < 0)[:, None], 0)
+    chunks = _Chunks(narrow, weight.detach().to(dtype), targets, rows, softcap)
+    return chunks, (torch.empty_like(hidden), torch.zeros_like(weight))
 
 
 class _EachLogprob(torch.autograd.Function):
     "One log-probability a position; the backward pass makes the logits again."
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, rows, softcap, dtype):
+    def forward(ctx, hidden, weight, targets, *settings):
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.settings = rows, softcap, dtype
-        chunks = _Chunks(*_narrow(hidden, weight, dtype), targets, rows, softcap)
-        return torch.cat([logprobs for _, _, logprobs, _ in chunks])
+        ctx.settings = settings
+        chunks, _ = _prepare(hidden, weight, targets, *settings)
+        return torch.cat([logprobs for _, logprobs in chunks])
 
     @staticmethod
     def backward(ctx, upstream):
-        hidden, weight, targets = ctx.saved_tensors
-        rows, softcap, dtype = ctx.settings
-        chunks = _Chunks(*_narrow(hidden, weight, dtype), targets, rows, softcap)
-        grad_hidden, grad_weight = _empty_grads(hidden, weight)
-        for chunk in chunks:
-            chunks.backward(chunk, upstream[chunk[0]], grad_hidden, grad_weight)
-        return grad_hidden, grad_weight, None, None, None, None
+        chunks, grads = _prepare(*ctx.saved_tensors, *ctx.settings)
+        ignored = ctx.saved_tensors[2] < 0
+        upstream = -upstream.masked_fill(ignored, 0)
+        for here, _ in chunks:
+            chunks.add_gradients(here, upstream[here], *grads)
+        grads[0].masked_fill_(ignored[:, None], 0)
+        return *grads, None, None, None, None
 
 
 class _SummedLogprob(torch.autograd.Function):
     "Their sum; gradients are made on the way, because the upstream gradient can only be one scalar."
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, rows, softcap, dtype):
-        chunks = _Chunks(*_narrow(hidden, weight, dtype), targets, rows, softcap)
-        total, one = chunks.probs.new_zeros(()), chunks.probs.new_ones(1)
-        grads = _empty_grads(hidden, weight)
-        for chunk in chunks:
-            total += chunk[2].sum()
-            chunks.backward(chunk, one.expand(len(chunk[2])), *grads)
+    def forward(ctx, hidden, weight, targets, *settings):
+        chunks, grads = _prepare(hidden, weight, targets, *settings)
+        total = chunks.probs.new_zeros(())
+        for here, logprobs in chunks:
+            total += logprobs.sum()
+            chunks.add_gradients(here, None, *grads)
+        grads[0].masked_fill_((targets < 0)[:, None], 0)
         ctx.save_for_backward(*grads)
         return total
 
     @staticmethod
     def backward(ctx, upstream):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * upstream.to(grad_hidden), grad_weight * upstream.to(grad_weight), None, None, None, None
+        return *(grad * -upstream.to(grad) for grad in ctx.saved_tensors), None, None, None, None
 
 # %% ../../nbs/30_training/logprobs.ipynb #0a987ad3
 def linear_logprobs(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainStep', 'TrainResult', 'Trainer']
 
-# %% ../../nbs/30_training/trainer.ipynb #3d5d05ce
+# %% ../../nbs/30_training/trainer.ipynb #d8d372b9
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from ..core.config import InputError, RunFailed
 from ..core.seeding import seed_everything, step_seed
 from ..core.telemetry import Telemetry
 from . import checkpoint as checkpoints
+from .allocator import keep_freed_memory
 from .callbacks import Callback, EarlyStop, ProgressBar
 from .config import TrainConfig, differences, uses_bfloat16
 from .interrupt import Deferred
@@ -56,7 +57,7 @@ class TrainResult:
     stopped: str  # "finished", or what a callback said: "early_stop", "killed", …
     model: nn.Module  # with the weights of the last step
 
-# %% ../../nbs/30_training/trainer.ipynb #f1ef3d4a
+# %% ../../nbs/30_training/trainer.ipynb #ea8eccc2
 class Trainer:
     "Trains a model, and what the objective brings along, to the end of the config; resumes by itself."
 
@@ -81,6 +82,7 @@ class Trainer:
             raise InputError("TrainConfig: trackers need a folder to write to")
         # Precision is TrainStep's business: Accelerate's own setting could not change within a process.
         self.accelerator = Accelerator(mixed_precision="no", log_with=list(config.trackers) or None, project_dir=folder)
+        keep_freed_memory()
         step_module = TrainStep(model, objective, uses_bfloat16(config.precision, self.accelerator.device))
         optimizer = adamw(step_module, config.learning_rate, weight_decay=config.weight_decay,
                           betas=(config.beta1, config.beta2), eps=config.eps)
