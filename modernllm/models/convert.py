@@ -15,7 +15,7 @@ from ..core.config import InputError
 from .config import ROPE_TYPES, ModernLLMConfig
 from .transformer import ModernDecoderLM
 
-# %% ../../nbs/20_models/convert.ipynb #61faae3b
+# %% ../../nbs/20_models/convert.ipynb #14a14339
 SHARED_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "rope_parameters", "rms_norm_eps",
@@ -63,7 +63,10 @@ def _load_folder(folder) -> LlamaForCausalLM:
     found = LlamaConfig.get_config_dict(folder)[0].get("model_type")
     if found != "llama":
         raise InputError(f"from_llama: {str(folder)!r} holds a model of type {found!r}, it must be 'llama'")
-    return LlamaForCausalLM.from_pretrained(folder)
+    try:
+        return LlamaForCausalLM.from_pretrained(folder)
+    except OSError as error:
+        raise InputError(f"from_llama: {str(folder)!r} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _copy_weights(source, target):

@@ -68,7 +68,7 @@ def dropout(
         return F.dropout(x, p, training)
     return x * dropout_factors(x.shape, p, x.dtype)
 
-# %% ../../nbs/20_models/kernels.ipynb #5ba4096c
+# %% ../../nbs/20_models/kernels.ipynb #ef33f845
 BLOCK = 64  # queries at a time; 128 and 256 were slower
 LONGEST = 1024  # beyond this the fused kernel, whose memory does not grow with the square of the length
 
@@ -79,13 +79,15 @@ class _CausalAttention(torch.autograd.Function):
         batch, heads, time, dim = q.shape
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         out, saved = q.new_empty(batch, time, heads, dim), []  # in the layout that the output projection reads
-        above = q.new_full((BLOCK, BLOCK), float("-inf")).triu_(1)
-        with torch.autocast("cpu", enabled=False):  # autocast would run the softmax in float32
+        with torch.autocast("cpu", enabled=False):
+            wide = torch.promote_types(q.dtype, torch.float32)  # eight bits are too few for a score
+            scaled, keys = q.to(wide) * dim**-0.5, k.to(wide)
+            above = scaled.new_full((BLOCK, BLOCK), float("-inf")).triu_(1)
             for start in range(0, time, BLOCK):
                 end = min(start + BLOCK, time)
-                scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2)).mul_(dim**-0.5)
+                scores = torch.bmm(scaled[:, start:end], keys[:, :end].transpose(1, 2))
                 scores[:, :, start:].add_(above[: end - start, : end - start])
-                probs = scores.softmax(-1)
+                probs = scores.softmax(-1).to(q.dtype)
                 factors = dropout_factors(probs.shape, p, probs.dtype) if p else None
                 block = torch.bmm(probs if factors is None else probs * factors, v[:, :end])
                 out[:, start:end] = block.view(batch, heads, end - start, dim).transpose(1, 2)

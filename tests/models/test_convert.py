@@ -1,0 +1,123 @@
+"Equal to transformers' Llama, number for number, and honest about what a Llama cannot say."
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from modernllm.core.config import InputError
+from modernllm.models.config import ModernLLMConfig
+from modernllm.models.convert import from_llama, to_llama
+from modernllm.models.transformer import ModernDecoderLM
+
+TINY = dict(vocab_size=50, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+SHAPES = {
+    "plain": {}, "grouped": {"num_key_value_heads": 2}, "one kv head": {"num_key_value_heads": 1},
+    "untied": {"tie_word_embeddings": False}, "wide heads": {"head_dim": 16}, "llama3 rope": {"rope_parameters": LLAMA3},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def pair(request):
+    torch.manual_seed(0)
+    # large weights, so that a difference anywhere shows in the logits
+    shape = dict(TINY, tie_word_embeddings=True) | SHAPES[request.param]
+    llama = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=0.2)).eval()
+    return from_llama(llama), llama
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_full_forward_and_gradients(pair):
+    ids = torch.randint(0, 50, (3, 150))
+    losses = []
+    for model in pair:
+        model.zero_grad()
+        losses.append(model(ids, labels=ids).loss)
+        losses[-1].backward()
+    close(*losses)
+    with torch.no_grad():
+        close(*(model(ids).logits for model in pair))
+    theirs = dict(pair[1].named_parameters())
+    for name, ours in pair[0].named_parameters():
+        torch.testing.assert_close(ours.grad, theirs[name].grad, atol=1e-5, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_cached_and_padded(pair):
+    ids = torch.randint(0, 50, (3, 40))
+    mask = torch.ones(3, 40, dtype=torch.long)
+    mask[0, :9] = mask[1, :25] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits, cached = [], []
+    for model in pair:
+        logits.append(model(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()])
+        first = model(ids[:, :30], attention_mask=mask[:, :30], position_ids=positions[:, :30], use_cache=True)
+        rest = model(ids[:, 30:], attention_mask=mask, position_ids=positions[:, 30:], past_key_values=first.past_key_values)
+        cached.append(rest.logits)
+    close(*logits)
+    close(*cached)
+    close(cached[0][2], logits[0][-10:])
+
+
+@pytest.mark.parametrize("how", [{"do_sample": False}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}])
+def test_generates_the_same(pair, how):
+    ids = torch.randint(2, 50, (2, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[0, :5] = 0
+    texts = []
+    for model in pair:
+        torch.manual_seed(0)
+        texts.append(model.generate(ids, attention_mask=mask, max_new_tokens=12, pad_token_id=0, eos_token_id=1, **how))
+    assert torch.equal(*texts)
+
+
+def test_there_and_back_is_the_same(pair, tmp_path):
+    ours, llama = pair
+    again = to_llama(ours)
+    assert all(torch.equal(a, b) for a, b in zip(llama.state_dict().values(), again.state_dict().values()))
+    again.save_pretrained(tmp_path)
+    for source in (tmp_path, str(tmp_path)):
+        read = from_llama(source)
+        assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), read.state_dict().values()))
+    assert read.config.to_dict() == ours.config.to_dict()
+
+
+@pytest.mark.parametrize("options, named", [
+    ({"qk_norm": True}, ["qk_norm"]),
+    ({"final_logit_softcapping": 15.0}, ["final_logit_softcapping"]),
+    ({"qk_norm": True, "final_logit_softcapping": 15.0}, ["qk_norm", "final_logit_softcapping"]),
+])
+def test_what_a_llama_cannot_say(options, named):
+    with pytest.raises(InputError) as caught:
+        to_llama(ModernDecoderLM(ModernLLMConfig(**TINY, **options)))
+    assert all(name in str(caught.value) for name in named)
+
+
+@pytest.mark.parametrize("options", [
+    {"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"},
+    {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+])
+def test_what_ours_cannot_say(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        from_llama(LlamaForCausalLM(LlamaConfig(**TINY, **options)))
+
+
+def test_folders_that_hold_no_llama(tmp_path):
+    with pytest.raises(InputError, match="not a folder with a config.json"):
+        from_llama(tmp_path)
+    ModernLLMConfig(**TINY).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="'modernllm'.*must be 'llama'"):
+        from_llama(tmp_path)
+
+
+def test_a_folder_without_weights(tmp_path):
+    LlamaConfig(**TINY).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        from_llama(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,172 @@
+"What must hold of the decoder whatever its options: causality, caches, padding, saving, the start of training."
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from modernllm.models.config import ModernLLMConfig
+from modernllm.models.transformer import ModernDecoderLM, ModernModel
+
+TINY = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+OPTIONS = {
+    "plain": {},
+    "grouped": {"num_key_value_heads": 2},
+    "one kv head, untied": {"num_key_value_heads": 1, "tie_word_embeddings": False},
+    "normed and capped": {"qk_norm": True, "final_logit_softcapping": 2.0, "scale_residual_init": True},
+    "wide heads, all dropouts": {"head_dim": 16, "embedding_dropout": 0.1, "residual_dropout": 0.1, "attention_dropout": 0.1},
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS, autouse=False)
+def model(request):
+    torch.manual_seed(0)
+    return ModernDecoderLM(ModernLLMConfig(**TINY, **OPTIONS[request.param], initializer_range=0.2)).eval()
+
+
+def tokens(seed, batch, time):
+    return torch.randint(0, 50, (batch, time), generator=torch.Generator().manual_seed(seed))
+
+
+property_test = settings(max_examples=12, deadline=None)
+
+
+@property_test
+@given(time=st.integers(2, 150), data=st.data(), seed=st.integers(0, 1000))
+def test_causality(model, time, data, seed):
+    at = data.draw(st.integers(0, time - 1))
+    ids = tokens(seed, 1, time)
+    changed = ids.clone()
+    changed[0, at] = (changed[0, at] + 1) % 50
+    with torch.no_grad():
+        before, after = model(ids).logits, model(changed).logits
+    torch.testing.assert_close(before[:, :at], after[:, :at], atol=1e-5, rtol=0)
+    assert (before[:, at] - after[:, at]).abs().max() > 1e-3
+
+
+@property_test
+@given(time=st.integers(2, 100), data=st.data(), seed=st.integers(0, 1000))
+def test_cached_equals_full(model, time, data, seed):
+    cuts = sorted(data.draw(st.sets(st.integers(1, time - 1), max_size=3)))
+    ids, cache, pieces = tokens(seed, 2, time), None, []
+    with torch.no_grad():
+        for start, end in zip([0, *cuts], [*cuts, time]):
+            out = model(ids[:, start:end], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            pieces.append(out.logits)
+        torch.testing.assert_close(torch.cat(pieces, 1), model(ids).logits, atol=1e-5, rtol=0)
+
+
+@property_test
+@given(time=st.integers(1, 80), padding=st.integers(0, 70), seed=st.integers(0, 1000))
+def test_left_padding_changes_nothing(model, time, padding, seed):
+    ids = tokens(seed, 1, time)
+    mask = torch.cat((torch.zeros(1, padding, dtype=torch.long), torch.ones(1, time, dtype=torch.long)), 1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        padded = model(torch.cat((tokens(seed + 1, 1, padding), ids), 1), mask, positions).logits
+        torch.testing.assert_close(padded[:, padding:], model(ids).logits, atol=1e-5, rtol=0)
+    assert padded.isfinite().all()
+
+
+def test_packed_documents_do_not_see_each_other(model):
+    ids = tokens(0, 1, 60)
+    positions = torch.cat((torch.arange(25), torch.arange(35)))[None]
+    with torch.no_grad():
+        packed = model(ids, position_ids=positions).logits
+        torch.testing.assert_close(packed[:, 25:], model(ids[:, 25:]).logits, atol=1e-5, rtol=0)
+
+
+def test_looking_at_attention_changes_nothing(model):
+    ids = tokens(0, 2, 30)
+    with torch.no_grad():
+        seen = model(ids, output_attentions=True, output_hidden_states=True)
+        torch.testing.assert_close(seen.logits, model(ids).logits, atol=1e-5, rtol=0)
+    assert len(seen.attentions) == 2 and len(seen.hidden_states) == 3
+    torch.testing.assert_close(seen.attentions[1].sum(-1), torch.ones(2, 4, 30))
+
+
+def test_saved_and_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"config.json", "model.safetensors"}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again) is ModernDecoderLM and type(AutoConfig.from_pretrained(tmp_path)) is ModernLLMConfig
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    tied = again.lm_head.weight is again.model.embed_tokens.weight
+    assert tied == model.config.tie_word_embeddings
+    ids = tokens(0, 1, 70)
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    backbone = AutoModel.from_pretrained(tmp_path)
+    assert type(backbone) is ModernModel
+    assert torch.equal(backbone(ids).last_hidden_state, model.model(ids).last_hidden_state)
+
+
+def test_logits_to_keep_and_embeddings(model):
+    ids = tokens(0, 2, 20)
+    with torch.no_grad():
+        full = model(ids).logits
+        torch.testing.assert_close(model(ids, logits_to_keep=3).logits, full[:, -3:])
+        torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([0, 5])).logits, full[:, [0, 5]])
+        torch.testing.assert_close(model(inputs_embeds=model.model.embed_tokens(ids)).logits, full)
+    with pytest.raises(ValueError):
+        model()
+
+
+@pytest.mark.parametrize("vocab", [64, 1000])
+def test_a_fresh_model_guesses_evenly(vocab):
+    torch.manual_seed(0)
+    model = ModernDecoderLM(ModernLLMConfig(**{**TINY, "vocab_size": vocab}))
+    ids = torch.randint(0, vocab, (4, 100))
+    assert abs(model(ids, labels=ids).loss.item() - math.log(vocab)) < 0.1
+
+
+def test_one_batch_can_be_overfitted():
+    torch.manual_seed(0)
+    model = ModernDecoderLM(ModernLLMConfig(**TINY, num_key_value_heads=2, qk_norm=True))
+    ids, optimizer = tokens(0, 2, 24), torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(60):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.05
+
+
+def test_residual_matrices_start_smaller_where_asked():
+    config = ModernLLMConfig(hidden_size=128, num_hidden_layers=8, vocab_size=50, scale_residual_init=True)
+    layer = ModernDecoderLM(config).model.layers[3]
+    for matrix, expected in ((layer.self_attn.o_proj, 0.005), (layer.mlp.down_proj, 0.005), (layer.mlp.up_proj, 0.02)):
+        assert abs(matrix.weight.std().item() / expected - 1) < 0.05
+
+
+def test_logits_stay_below_the_cap():
+    model = ModernDecoderLM(ModernLLMConfig(**TINY, final_logit_softcapping=2.0, initializer_range=1.0))
+    logits = model(tokens(0, 1, 30)).logits
+    assert 1.5 < logits.abs().max() <= 2.0
+
+
+def test_dropout_acts_in_training_only_and_repeats_with_the_seed():
+    model = ModernDecoderLM(ModernLLMConfig(**TINY, **OPTIONS["wide heads, all dropouts"]))
+    ids, out = tokens(0, 2, 70), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        out.append(model(ids).logits)
+    assert torch.equal(out[0], out[1]) and not torch.equal(out[0], out[2])
+    assert torch.equal(model.eval()(ids).logits, model(ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_gradient_checkpointing_gives_the_same_gradients():
+    config = ModernLLMConfig(**TINY, **OPTIONS["wide heads, all dropouts"])
+    model, ids, grads = ModernDecoderLM(config), tokens(0, 2, 70), []
+    for enable in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
+        enable()
+        torch.manual_seed(3)
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
