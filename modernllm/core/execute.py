@@ -71,7 +71,9 @@ def run_notebook(
     from traitlets.config import Config
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.update({name: str(threads) for name in THREADS}, PYTHONHASHSEED="0", MODERNLLM_ROOT=str(settings().root))
+    # Idle threads sleep instead of spinning: on a machine with other work, spinning ones cost most of the speed.
+    os.environ.update({name: str(threads) for name in THREADS}, PYTHONHASHSEED="0", OMP_WAIT_POLICY="PASSIVE")
+    os.environ["MODERNLLM_ROOT"] = str(settings().root)
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # Sockets instead of ports: two kernels that start at once may be given the same port, and others may listen to it.
