@@ -112,7 +112,7 @@ def _remove(place: Path) -> None:
     if place.exists():
         shutil.rmtree(place.rename(place.with_name(f".dead_{place.name}")))
 
-# %% ../../nbs/30_training/checkpoint.ipynb #e526f384
+# %% ../../nbs/30_training/checkpoint.ipynb #96fb3c7d
 def steps(folder: str | Path) -> list[int]:
     "Steps that have a checkpoint, ascending; whether they are sound is not looked at."
     return sorted(int(p.name[len(PREFIX):]) for p in Path(folder).glob(f"{PREFIX}*") if p.name[len(PREFIX):].isdigit())
@@ -148,7 +148,7 @@ def load_latest(folder: str | Path) -> Checkpoint | None:
             warnings.warn(f"checkpoint {name(folder, step)} is damaged and skipped: {error}", stacklevel=2)
     return None
 
-
+# %% ../../nbs/30_training/checkpoint.ipynb #7ed3aa1b
 def prune(
     folder: str | Path,
     step: int,  # of the newest sound checkpoint: those of later steps are damaged

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['FREE', 'TrainConfig', 'uses_bfloat16', 'differences']
 
-# %% ../../nbs/30_training/config.ipynb #6c98ea4c
+# %% ../../nbs/30_training/config.ipynb #a49a7ec6
 from typing import Literal
 
 import pydantic
 
-from ..core.config import Config
+from ..core.config import Config, InputError
+from .schedule import learning_rate
 
-# %% ../../nbs/30_training/config.ipynb #6dece829
+# %% ../../nbs/30_training/config.ipynb #92a23643
 class TrainConfig(Config):
     "Settings of the Trainer."
 
@@ -43,6 +44,26 @@ class TrainConfig(Config):
         if (self.max_steps is None) == (self.max_tokens is None):
             raise ValueError("give exactly one of max_steps and max_tokens")
         return self
+
+    def steps(
+        self,
+        batches,  # of the Trainer; `tokens_per_batch` is asked for only when the length is given in tokens
+        processes: int = 1,
+    ) -> int:
+        "How many steps the training has."
+        tokens = self.max_steps or getattr(batches, "tokens_per_batch", None)
+        if not tokens:
+            raise InputError("TrainConfig: max_tokens needs batches with tokens_per_batch; give max_steps instead")
+        return self.max_steps or -(-self.max_tokens // (tokens * self.accumulation * processes))
+
+    def rate(
+        self,
+        step: int,  # 1 … total
+        total: int,  # steps of the training
+    ) -> float:
+        "The learning rate of one step."
+        warmup = min(200, total // 20) if self.warmup_steps is None else self.warmup_steps
+        return learning_rate(step, self.learning_rate, total, warmup, self.min_lr_ratio, self.schedule)
 
 # %% ../../nbs/30_training/config.ipynb #acb75f05
 def uses_bfloat16(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainStep', 'TrainResult', 'Trainer']
 
-# %% ../../nbs/30_training/trainer.ipynb #d8d372b9
+# %% ../../nbs/30_training/trainer.ipynb #03bf6ae0
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +30,6 @@ from .config import TrainConfig, differences, uses_bfloat16
 from .interrupt import Deferred
 from .objectives import LossOutput, Objective
 from .optim import adamw
-from .schedule import learning_rate
 
 # %% ../../nbs/30_training/trainer.ipynb #c28ca977
 class TrainStep(nn.Module):
@@ -57,7 +56,7 @@ class TrainResult:
     stopped: str  # "finished", or what a callback said: "early_stop", "killed", …
     model: nn.Module  # with the weights of the last step
 
-# %% ../../nbs/30_training/trainer.ipynb #ea8eccc2
+# %% ../../nbs/30_training/trainer.ipynb #a635b85c
 class Trainer:
     "Trains a model, and what the objective brings along, to the end of the config; resumes by itself."
 
@@ -88,18 +87,11 @@ class Trainer:
                           betas=(config.beta1, config.beta2), eps=config.eps)
         self.inner = step_module  # without the wrapper of several processes
         self.module, self.optimizer = self.accelerator.prepare(step_module, optimizer)
-        self.total_steps = config.max_steps or -(-config.max_tokens // self._tokens_per_step())
-        self.warmup = min(200, self.total_steps // 20) if config.warmup_steps is None else config.warmup_steps
+        self.total_steps = config.steps(batches, self.accelerator.num_processes)
         self.step, self.tokens, self.stopped, self.best = 0, 0, None, None
         self.history = {"train": [], "eval": []}
         self.window: dict[str, float] = {}  # sums since the last row of the history
         self.unread: list[tuple] = []  # steps whose numbers are still on the device
-
-    def _tokens_per_step(self) -> int:
-        tokens = getattr(self.batches, "tokens_per_batch", None)
-        if not tokens:
-            raise InputError("TrainConfig: max_tokens needs batches with tokens_per_batch; give max_steps instead")
-        return tokens * self.config.accumulation * self.accelerator.num_processes
 
     def stop(self, reason: str) -> None:
         "Ask for an end after this step."
@@ -110,7 +102,7 @@ class Trainer:
         self._resume()
         if self.config.trackers:
             self.accelerator.init_trackers("modernllm", config=self.config.model_dump(exclude={"trackers"}))
-        self.saved_at, self.logged_at = time.monotonic(), time.perf_counter()
+        self.saved_at, self.logged_at, self.logged_tokens = time.monotonic(), time.perf_counter(), self.tokens
         self.module.train()
         self._call("fit_start")
         with Deferred() as self.deferred:
@@ -143,12 +135,10 @@ class Trainer:
         checkpoints.put_tensors(self.inner, found.weights)
         return self.best
 
-    # one step
-
     def _update(self) -> None:
         "One step: gradients of the summed loss, divided by the global weight, clipped, applied."
         config, accelerator, number = self.config, self.accelerator, self.step + 1
-        rate = learning_rate(number, config.learning_rate, self.total_steps, self.warmup, config.min_lr_ratio, config.schedule)
+        rate = config.rate(number, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # Dropout of a step depends on nothing but seed, step and process.
@@ -211,22 +201,20 @@ class Trainer:
         weight = max(self.window.pop("weight"), 1)
         row = row | {name: value / weight for name, value in self.window.items()}
         seconds = time.perf_counter() - self.logged_at
-        new = row["tokens"] - (self.history["train"][-1]["tokens"] if self.history["train"] else 0)
+        speed = (self.tokens - self.logged_tokens) / seconds
         self.history["train"].append(row)
         self.window = {}
-        self._event("step", **row, train_seconds=seconds, tokens_per_second=new / seconds)
-        self.logged_at = time.perf_counter()
+        self._event("step", **row, train_seconds=seconds, tokens_per_second=speed)
+        self.logged_at, self.logged_tokens = time.perf_counter(), self.tokens
 
     def _fail(self, number: int, total: float, norm: float, losses: list[float]) -> None:
-        bad = [self._index(number, micro) for micro, loss in enumerate(losses) if not math.isfinite(loss)]
-        where = bad or [self._index(number, micro) for micro in range(len(losses))]
+        bad = [micro for micro, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
+        where = ", ".join(str(self._index(number, micro)) for micro in bad)
         what = f"loss is {total}" if not math.isfinite(total) else f"gradient norm is {norm}"
         kept = checkpoints.steps(self.folder) if self.folder else []
         rest = f"; the last good checkpoint is of step {kept[-1]}" if kept else ""
         self._event("stop", step=number, reason="failed")
-        raise RunFailed(f"{what} at step {number}, batch {', '.join(map(str, where))}{rest}")
-
-    # between steps
+        raise RunFailed(f"{what} at step {number}, batch {where}{rest}")
 
     def _evaluate(self) -> None:
         self._read()
@@ -270,24 +258,21 @@ class Trainer:
         state = {"step": self.step, "tokens": self.tokens, "stopped": self.stopped, "best": self.best, "history": self.history,
                  "window": self.window, "config": self.config.to_dict(), "callbacks": [c.state_dict() for c in self.callbacks]}
         start = time.perf_counter()
-        path = checkpoints.name(self.folder, self.step)
         if self.accelerator.is_main_process:
             found = checkpoints.Checkpoint(checkpoints.trained_tensors(self.inner), self.optimizer.state_dict(), state)
             checkpoints.save(self.folder, found, self.step, needs=[self.best["step"]] if self.best else [])
             checkpoints.prune(self.folder, self.step, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
-        self.saved_at = time.monotonic()
-        seconds = time.perf_counter() - start
+        self.saved_at, seconds = time.monotonic(), time.perf_counter() - start
         self.logged_at += seconds
         self._event("checkpoint", step=self.step, checkpoint_seconds=seconds)
-        self._call("checkpoint", path)
+        self._call("checkpoint", checkpoints.name(self.folder, self.step))
 
     def _resume(self) -> None:
         found = checkpoints.load_latest(self.folder) if self.folder else None
         if found is None:
             return
-        state = found.state
-        other = differences(self.config, state["config"])
+        state, other = found.state, differences(self.config, found.state["config"])
         if other:
             raise InputError(f"{self.folder} holds checkpoints of a training with other settings: {other}")
         checkpoints.put_tensors(self.inner, found.weights)
