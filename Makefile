@@ -43,7 +43,7 @@ test: export HF_HUB_OFFLINE = 1
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP) ## notebooks and library in sync, notebook tests, pytest, layering, lint
 	$(RUN) sync --check
-	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python tests/notebooks.py
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/lint-imports
 	$(BIN)/ruff check
