@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILDS', 'Build', 'compile_t5']
 
-# %% ../../nbs/52_synthetic/compiler.ipynb #52cf01bc
+# %% ../../nbs/52_synthetic/compiler.ipynb #96e45416
 import copy
 import math
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from modernllm.synthetic.language import (
     End,
     Expr,
     Fetch,
+    FromEnd,
     Gate,
     GatherNumber,
     Linear,
@@ -32,11 +33,13 @@ from modernllm.synthetic.language import (
     Tokens,
     Where,
     Write,
+    at_end,
 )
-from .layout import Plan, at_end, bounds, make_plan
+from .layout import Plan, bounds, make_plan
 from .program import Program
+from .tasks import Task, make_task
 
-# %% ../../nbs/52_synthetic/compiler.ipynb #8d564d91
+# %% ../../nbs/52_synthetic/compiler.ipynb #bc0c91e1
 @dataclass(frozen=True)
 class Build:
     "The constants of a construction."
@@ -49,6 +52,7 @@ class Build:
     sink: float  # score taken from a gather's sink
     snap: float  # offset of counted channels: adding rounds to the format's grid there
     boost: float  # how often a fetched word is written
+    largest: int  # whole numbers are exact to here
 
 
 def _dim() -> tuple[float, float]:
@@ -60,11 +64,11 @@ def _dim() -> tuple[float, float]:
 
 
 BUILDS = {
-    "exact": Build(torch.float32, 2.0**28, 64, *_dim(), 32, 1.5 * 2**13, 8),
-    "exact_bf16": Build(torch.bfloat16, 2.0**20, 64, 15.25, 2.0**22, 32, 0, 8),
+    "exact": Build(torch.float32, 2.0**28, 64, *_dim(), 32, 1.5 * 2**13, 8, 2**13),
+    "exact_bf16": Build(torch.bfloat16, 2.0**20, 64, 15.25, 2.0**22, 32, 0, 8, 256),
 }
 
-# %% ../../nbs/52_synthetic/compiler.ipynb #7d3b5aa2
+# %% ../../nbs/52_synthetic/compiler.ipynb #ce7d61af
 class _Writer:
     "Writes the operations of a plan into a model's weights. A functional is {channel: coefficient}."
 
@@ -92,7 +96,7 @@ class _Writer:
         if isinstance(node, End):
             return self.end
         channel = {self.plan.places[node].channel: 1.0}
-        snapped = isinstance(node, (Count, GatherNumber, Step))
+        snapped = isinstance(node, (Count, GatherNumber, Step, FromEnd))
         return self.add((channel, 1), (self.one, -self.build.snap)) if snapped else channel
 
     def code(self, node: Expr) -> list[dict[int, float]]:
@@ -169,7 +173,7 @@ class _Writer:
                     image[token] = other
                 words = torch.from_numpy(self.words["tokens"])[image]
                 table[:, place.channel : place.channel + place.width] = words.to(table.dtype)
-            elif isinstance(node, (Count, GatherNumber, Step)):
+            elif isinstance(node, (Count, GatherNumber, Step, FromEnd)):
                 table[:, place.channel] = self.build.snap
 
     def norms(self):
@@ -232,8 +236,8 @@ class _Writer:
                 raise InputError("the best position is selected from the window 'all'")
             pairs.append((self.one, self.add((self.key_number(s.best), 16))))
             flag += 16 * bounds(s.best, self.plan.length, self.plan.steps)[1]
-        if s.where is not None:
-            fixed += [(self.key_number(s.where), flag), (data, -flag)]
+        for wanted in s.where:
+            fixed += [(self.key_number(wanted), flag), (data, -flag)]
         pairs.append((self.one, self.add(*fixed, (self.end, sink))))
         if counts:
             pairs.append((self.one, self.add((data, -b.dim))))
@@ -245,9 +249,15 @@ class _Writer:
             layer = self.model.decoder.block[place.layer].layer[1].EncDecAttention
             strength = 2.0 ** math.ceil(math.log2(b.window / self.plan.positions.gap))
             pairs = [(q, self.add((k, strength))) for q, k in zip(self.code(node.query), self.code(node.key))]
-            pairs.append((self.one, self.add((self.read(node.flag), b.window * 4), (self.one, -b.window * 4))))
+            far = 4 * b.window  # more than any match can make up for
+            flags = [part for flag in node.flags for part in ((self.read(flag), far), (self.one, -far))]
+            pairs.append((self.one, self.add(*flags)))
             dest = range(place.channel, place.channel + place.width)
             return self.head(layer, place.heads[0], pairs, self.code(node.value), dest, b.boost)
+        if isinstance(node, FromEnd):
+            layer = self.model.decoder.block[place.layer].layer[1].EncDecAttention
+            pairs = [(self.one, {channel: c * b.window for channel, c in self.end.items()})]
+            return self.head(layer, place.heads[0], pairs, [self.read(node.number)], [place.channel])
         if isinstance(node, Step):
             layer = self.model.decoder.block[place.layer].layer[0].SelfAttention
             data = self.add((self.one, 1), ({self.plan.special["start"]: 1.0}, -1))
@@ -263,10 +273,16 @@ class _Writer:
                 factor = 1.0 if node.select.window == "shift" else b.scale
                 self.head(layer, head, pairs, [data], dest, factor)
             elif isinstance(node, GatherNumber):
-                clean = self.add((self.read(node.value), 1), (self.end, -(at_end(node.value) or 0)))
-                self.head(layer, head, pairs, [clean], dest)
+                self.head(layer, head, pairs, [self.key_number(node.value)], dest)
             else:
                 self.head(layer, head, pairs, self.key_code(node.value), dest)
+
+    def done(self):
+        "Write EOS over whatever was fetched, once the program is done."
+        place, first = self.plan.done, self.plan.special["tokens"]
+        word = {first + c: 4 * self.build.boost * float(w) for c, w in enumerate(self.words["tokens"][EOS])}
+        flag = self.read(self.plan.program.done)
+        self.feed(self.model.decoder.block[place.layer].layer[-1], place.first_unit, [flag], [word])
 
     def forward(self, node: Expr):
         "Table, Write, Gate, Where: feed-forward units."
@@ -301,18 +317,26 @@ class _Writer:
             outs.append(dict(zip(dest, change[k].tolist())))
         self.feed(layer, place.first_unit, rows, outs)
 
-# %% ../../nbs/52_synthetic/compiler.ipynb #a6585f86
+# %% ../../nbs/52_synthetic/compiler.ipynb #c4de0aab
 def compile_t5(
-    task_or_program: "str | Program",
+    task_or_program: str | Task | Program,  # a task's name, a task, or a program
     t5_config: T5Config,
-    build: str = "exact",  # exact | exact_bf16
-    max_length: int | None = None,  # the longest input; as much as the config can hold, to 512, when not given
+    build: str = "exact",  # exact | exact_bf16 | soft
+    max_length: int | None = None,  # the longest input without EOS; 512, or a task's own, when not given
 ) -> T5ForConditionalGeneration:
     "A T5 whose weights are computed, not trained, and that performs the program."
     chosen = BUILDS[check_name("build", build, BUILDS)]
-    program = task_or_program
-    length = max_length or 512
+    task = task_or_program
+    if isinstance(task, str):
+        task = make_task(task, t5_config.vocab_size, max_length or (512 if build == "exact" else 120))
+    program = task if isinstance(task, Program) else task.program
+    length = max_length or (512 if isinstance(task, Program) else task.setting.length)
     plan = make_plan(program, t5_config, length)
+    if plan.largest > chosen.largest:
+        raise InputError(
+            f"max_length: with inputs to {length} this program counts to {plan.largest}, "
+            f"the build '{build}' holds whole numbers to {chosen.largest}"
+        )
     config = copy.deepcopy(t5_config)
     config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = PAD, PAD, EOS
     model = T5ForConditionalGeneration(config).to(chosen.dtype).eval()
@@ -328,5 +352,7 @@ def compile_t5(
                 writer.attention(node)
             elif place.units:
                 writer.forward(node)
+        if plan.done:
+            writer.done()
     model.config.synthetic = {"program": program.name, "build": build, "max_length": length, "max_steps": plan.steps}
     return model

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAD', 'EOS', 'UNK', 'WINDOWS', 'tokens', 'end', 'Expr', 'Number', 'Symbol', 'linear', 'Linear', 'Tokens', 'Lookup',
            'TokenIn', 'End', 'Select', 'Count', 'GatherNumber', 'GatherSymbol', 'Table', 'Gate', 'Write', 'Where',
-           'Step', 'Fetch', 'lookup', 'token_in', 'select', 'count', 'gather', 'table']
+           'Step', 'Fetch', 'FromEnd', 'at_end', 'lookup', 'token_in', 'select', 'count', 'gather', 'table']
 
 # %% ../../nbs/52_synthetic/language.ipynb #1a4fe7c5
 from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ def linear(*terms) -> "Linear":
             total[part] = total.get(part, 0) + coefficient * factor
     return Linear(tuple((part, c) for part, c in total.items() if c), constant)
 
-# %% ../../nbs/52_synthetic/language.ipynb #65af09a4
+# %% ../../nbs/52_synthetic/language.ipynb #3fc0a75d
 def _node(cls):
     "A frozen dataclass that keeps the hash of `Expr`."
     made = dataclass(frozen=True)(cls)
@@ -129,12 +129,12 @@ class Select:
     shift: int = 0  # for window "shift": the position this far away
     same: tuple | None = None  # (code of the row, code of the position): they must be equal
     less: bool = False  # the position's token id must be less than the row's
-    where: Number | None = None  # a flag of the position
+    where: tuple = ()  # flags of the position, all of them 1
     best: Number | None = None  # of those left, the positions where this number is largest
 
     @property
     def inputs(self) -> tuple[Expr, ...]:
-        return tuple(e for e in (*(self.same or ()), self.where, self.best) if e is not None)
+        return tuple(e for e in (*(self.same or ()), *self.where, self.best) if e is not None)
 
 
 @_node
@@ -210,12 +210,35 @@ class Fetch(Symbol):
     "The symbol at the input position, end row included, whose key equals the decoder's query and whose flag is 1."
     query: Symbol  # decoder
     key: Symbol  # encoder, written with `end`
-    flag: Number  # encoder
+    flags: tuple  # encoder, all of them 1
     value: Symbol  # encoder
-    inputs = property(lambda self: (self.query, self.key, self.flag, self.value))
+    inputs = property(lambda self: (self.query, self.key, *self.flags, self.value))
     side = property(lambda self: "decoder")
 
-# %% ../../nbs/52_synthetic/language.ipynb #b051dc6e
+
+@_node
+class FromEnd(Number):
+    "In the decoder: the value that an encoder number has at the end row."
+    number: Number
+    inputs = property(lambda self: (self.number,))
+    side = property(lambda self: "decoder")
+
+# %% ../../nbs/52_synthetic/language.ipynb #d7fd85d9
+def at_end(node: Expr) -> int | None:
+    "A number's value at the end row, None when it depends on the input."
+    if isinstance(node, Linear):
+        parts = [at_end(part) for part, _ in node.terms]
+        return None if None in parts else node.constant + sum(c * v for v, (_, c) in zip(parts, node.terms))
+    if isinstance(node, Gate):
+        return 0 if 0 in (at_end(node.number), at_end(node.flag)) else None
+    if isinstance(node, Count):  # nothing equals a symbol that is absent
+        same = node.select.same
+        return 0 if same and isinstance(same[0], Write) and not same[0].end else None
+    if isinstance(node, Table):
+        return None if node.end else 0
+    return {TokenIn: 0, End: 1}.get(type(node))
+
+# %% ../../nbs/52_synthetic/language.ipynb #f9f395bc
 tokens = Tokens()
 end = End()
 
@@ -229,8 +252,9 @@ def token_in(*ids: int) -> TokenIn:
     return TokenIn(frozenset(ids))
 
 
-def select(window: str = "all", *, shift: int = 0, **conditions) -> Select:
-    return Select(check_name("window", window, WINDOWS), shift, **conditions)
+def select(window: str = "all", *, shift: int = 0, where: "Number | tuple" = (), **conditions) -> Select:
+    flags = (where,) if isinstance(where, Expr) else tuple(where)
+    return Select(check_name("window", window, WINDOWS), shift, where=flags, **conditions)
 
 
 def count(window: str = "all", **conditions) -> Count:

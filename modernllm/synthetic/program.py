@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Program', 'show', 'listing', 'interpret']
 
-# %% ../../nbs/52_synthetic/program.ipynb #47214dcc
+# %% ../../nbs/52_synthetic/program.ipynb #0501e63d
 from dataclasses import dataclass, field
 
 from ..core.config import InputError
@@ -16,6 +16,7 @@ from modernllm.synthetic.language import (
     End,
     Expr,
     Fetch,
+    FromEnd,
     Gate,
     GatherNumber,
     GatherSymbol,
@@ -30,10 +31,11 @@ from modernllm.synthetic.language import (
     Tokens,
     Where,
     Write,
-    linear,
+    at_end,
+    end,
 )
 
-# %% ../../nbs/52_synthetic/program.ipynb #58cd4cf4
+# %% ../../nbs/52_synthetic/program.ipynb #56bd8076
 @dataclass(frozen=True)
 class Program:
     "What a T5 is to compute: the decoder's token at each step is fetched by rank from the rows that are kept."
@@ -41,9 +43,9 @@ class Program:
     name: str
     value: Symbol  # encoder: the token each row offers
     rank: Number  # encoder: its place in the output; at the end row the number of kept rows
-    keep: Number = field(default_factory=lambda: linear((1, 1)))  # encoder flag, end row included
+    keep: tuple = ()  # encoder flags, all of them 1 where a row is kept; the end row always is
     index: Number = field(default_factory=Step)  # decoder: which rank is said at a step
-    stop: int | None = None  # EOS from this step on
+    done: Number | None = None  # decoder flag: EOS from the first step where it is 1
 
     @property
     def key(self) -> Write:
@@ -51,7 +53,8 @@ class Program:
 
     @property
     def fetch(self) -> Fetch:
-        return Fetch(Write(self.index, None, True), self.key, self.keep, self.value)
+        kept = tuple(flag + end * (1 - (at_end(flag) or 0)) for flag in self.keep)
+        return Fetch(Write(self.index, None, True), self.key, kept, self.value)
 
     def nodes(self) -> list[Expr]:
         "Every expression, inputs before what reads them."
@@ -64,6 +67,8 @@ class Program:
                 order[node] = None
 
         visit(self.fetch)
+        if self.done is not None:
+            visit(self.done)
         return list(order)
 
 
@@ -80,7 +85,7 @@ def show(node: Expr, names: dict) -> str:
         window = f"{s.window} {s.shift:+d}" if s.window == "shift" else s.window
         rules = [f"{name(s.same[0])} = their {name(s.same[1])}"] if s.same else []
         rules += ["their token < mine"] if s.less else []
-        rules += [f"their {name(s.where)}"] if s.where is not None else []
+        rules += [f"their {name(flag)}" for flag in s.where]
         rules += [f"largest {name(s.best)}"] if s.best is not None else []
         what = "count" if isinstance(node, Count) else f"gather {name(node.value)} from"
         return f"{what} {window}" + (f" where {' and '.join(rules)}" if rules else "")
@@ -94,7 +99,10 @@ def show(node: Expr, names: dict) -> str:
     if isinstance(node, Where):
         return f"{name(node.yes)} if {name(node.flag)} else {name(node.no)}"
     if isinstance(node, Fetch):
-        return f"fetch {name(node.value)} where their {name(node.key)} = {name(node.query)} and their {name(node.flag)}"
+        flags = "".join(f" and their {name(flag)}" for flag in node.flags)
+        return f"fetch {name(node.value)} where their {name(node.key)} = {name(node.query)}{flags}"
+    if isinstance(node, FromEnd):
+        return f"{name(node.number)} at the end"
     if isinstance(node, TokenIn):
         ids = sorted(node.ids)
         return f"token in {{{', '.join(map(str, ids[:4]))}{', …' if len(ids) > 4 else ''}}}"
@@ -112,7 +120,7 @@ def listing(program: Program) -> str:
         names[node] = names_line
     return "\n".join([f"{program.name}:", *(f"  {line}" for line in lines)])
 
-# %% ../../nbs/52_synthetic/program.ipynb #b8cef2e9
+# %% ../../nbs/52_synthetic/program.ipynb #b4a107f1
 class _Columns:
     "The values of every expression for one input."
 
@@ -138,8 +146,8 @@ class _Columns:
             found = [j for j in found if mine is not None and theirs[j] == mine]
         if s.less:
             found = [j for j in found if row == n or self.ids[j] < self.ids[row]]
-        if s.where is not None:
-            found = [j for j in found if self._flag(self.of(s.where)[j])]
+        for flag in s.where:
+            found = [j for j in found if self._flag(self.of(flag)[j])]
         if s.best is not None and found:
             score = self.of(s.best)
             top = max(score[j] for j in found)
@@ -195,10 +203,13 @@ class _Columns:
         "A decoder expression at step t."
         if isinstance(node, Step):
             return t
+        if isinstance(node, FromEnd):
+            return self.of(node.number)[-1]
         if isinstance(node, Fetch):
             query, rows = self.step(node.query, t), range(len(self.ids) + 1)
-            key, flag, value = self.of(node.key), self.of(node.flag), self.of(node.value)
-            found = {value[j] for j in rows if self._flag(flag[j]) and key[j] == query}
+            key, value = self.of(node.key), self.of(node.value)
+            kept = [j for j in rows if all(self._flag(self.of(flag)[j]) for flag in node.flags)]
+            found = {value[j] for j in kept if key[j] == query}
             if len(found) != 1:
                 raise InputError(f"at step {t} {len(found)} different tokens are offered with rank {query}; one is needed")
             return found.pop()
@@ -212,7 +223,7 @@ def interpret(
 ) -> list[int]:  # the output's tokens, without EOS
     "What the program says for this input, by definition."
     columns, out = _Columns(ids), []
-    while program.stop is None or len(out) < program.stop:
+    while program.done is None or not columns.step(program.done, len(out)):
         token = columns.step(program.fetch, len(out))
         if token in (EOS, PAD, None):
             return out
