@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILDS', 'Build', 'compile_t5']
 
-# %% ../../nbs/52_synthetic/compiler.ipynb #96e45416
+# %% ../../nbs/52_synthetic/compiler.ipynb #a00fc598
 import copy
 import math
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from ..core.config import InputError, check_name
 from modernllm.synthetic.language import (
     EOS,
     PAD,
+    Choose,
     Count,
     End,
     Expr,
     Fetch,
     FromEnd,
-    Gate,
     GatherNumber,
     Linear,
     Lookup,
@@ -35,7 +35,7 @@ from modernllm.synthetic.language import (
     Write,
     at_end,
 )
-from .layout import Plan, bounds, make_plan
+from .layout import Plan, bounds, make_plan, written
 from .program import Program
 from .tasks import Task, make_task
 
@@ -68,7 +68,7 @@ BUILDS = {
     "exact_bf16": Build(torch.bfloat16, 2.0**20, 64, 15.25, 2.0**22, 32, 0, 8, 256),
 }
 
-# %% ../../nbs/52_synthetic/compiler.ipynb #ce7d61af
+# %% ../../nbs/52_synthetic/compiler.ipynb #816c5fb9
 class _Writer:
     "Writes the operations of a plan into a model's weights. A functional is {channel: coefficient}."
 
@@ -285,7 +285,7 @@ class _Writer:
         self.feed(self.model.decoder.block[place.layer].layer[-1], place.first_unit, [flag], [word])
 
     def forward(self, node: Expr):
-        "Table, Write, Gate, Where: feed-forward units."
+        "Table, Write, Choose, Where: feed-forward units."
         place = self.plan.places[node]
         stack = self.model.encoder if node.side == "encoder" else self.model.decoder
         layer, dest = stack.block[place.layer].layer[-1], range(place.channel, place.channel + place.width)
@@ -295,19 +295,21 @@ class _Writer:
                 rows += [self.add((yes, 1), (flag, 2), (self.one, -1)), self.add((no, 1), (flag, -2), (self.one, 1))]
                 outs += [{channel: 1.0}] * 2
             return self.feed(layer, place.first_unit, [*rows, self.one], [*outs, dict.fromkeys(dest, -1.0)])
+        if isinstance(node, Choose):
+            big, rows = 2.0 ** math.ceil(math.log2(bounds(node, self.plan.length, self.plan.steps)[1] + 1)), []
+            for flag, number in node.pairs:
+                rows.append(self.add((self.read(number), 1), (self.read(flag), big), (self.one, -big)))
+            return self.feed(layer, place.first_unit, rows, [{place.channel: 1.0}] * len(rows))
         low, high = bounds(node.number, self.plan.length, self.plan.steps)
         big = 2.0 ** math.ceil(math.log2(max(abs(low), abs(high)) + 2))
         number = self.read(node.number)
-        if isinstance(node, Gate):
-            row = self.add((number, 1), (self.read(node.flag), big), (self.one, -big))
-            return self.feed(layer, place.first_unit, [row], [{place.channel: 1.0}])
         hidden = {} if node.end or node.side == "decoder" else self.end  # nothing at the end row
         if isinstance(node, Table):
             low, values = node.low, np.array(node.values, dtype=np.float64)[:, None]
-        elif node.tokens is None:
-            values = self.words["positions"][low : high + 1]
         else:
-            values = self.words["tokens"][list(node.tokens[low : high + 1])]
+            low, high = written(node, self.plan)
+            values = self.words["positions"] if node.tokens is None else self.words["tokens"][list(node.tokens)]
+            values = values[low : high + 1]
         slopes = np.zeros((len(values) + 1, values.shape[1]))
         slopes[1:-1] = values[1:] - values[:-1]
         change = slopes[1:] - slopes[:-1]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAD', 'EOS', 'UNK', 'WINDOWS', 'tokens', 'end', 'Expr', 'Number', 'Symbol', 'linear', 'Linear', 'Tokens', 'Lookup',
-           'TokenIn', 'End', 'Select', 'Count', 'GatherNumber', 'GatherSymbol', 'Table', 'Gate', 'Write', 'Where',
+           'TokenIn', 'End', 'Select', 'Count', 'GatherNumber', 'GatherSymbol', 'Table', 'Choose', 'Write', 'Where',
            'Step', 'Fetch', 'FromEnd', 'at_end', 'lookup', 'token_in', 'select', 'count', 'gather', 'table']
 
 # %% ../../nbs/52_synthetic/language.ipynb #1a4fe7c5
@@ -84,7 +84,7 @@ def linear(*terms) -> "Linear":
             total[part] = total.get(part, 0) + coefficient * factor
     return Linear(tuple((part, c) for part, c in total.items() if c), constant)
 
-# %% ../../nbs/52_synthetic/language.ipynb #3fc0a75d
+# %% ../../nbs/52_synthetic/language.ipynb #77d672ab
 def _node(cls):
     "A frozen dataclass that keeps the hash of `Expr`."
     made = dataclass(frozen=True)(cls)
@@ -174,16 +174,15 @@ class Table(Number):
 
 
 @_node
-class Gate(Number):
-    "A number (0 or more) where the flag is 1, else 0."
-    number: Number
-    flag: Number
-    inputs = property(lambda self: (self.number, self.flag))
+class Choose(Number):
+    "Of (flag, number) pairs, the number (0 or more) whose flag is 1; at most one is; 0 when none is."
+    pairs: tuple
+    inputs = property(lambda self: tuple(part for pair in self.pairs for part in pair))
 
 
 @_node
 class Write(Symbol):
-    "A number as a symbol: a position word, or by a list of token ids a token. None at the end row unless `end`."
+    "A number, 0 if less, as a symbol: a position word, or a token from a list. None at the end row unless `end`."
     number: Number
     tokens: tuple | None = None
     end: bool = False
@@ -223,14 +222,14 @@ class FromEnd(Number):
     inputs = property(lambda self: (self.number,))
     side = property(lambda self: "decoder")
 
-# %% ../../nbs/52_synthetic/language.ipynb #d7fd85d9
+# %% ../../nbs/52_synthetic/language.ipynb #47921fa7
 def at_end(node: Expr) -> int | None:
     "A number's value at the end row, None when it depends on the input."
     if isinstance(node, Linear):
         parts = [at_end(part) for part, _ in node.terms]
         return None if None in parts else node.constant + sum(c * v for v, (_, c) in zip(parts, node.terms))
-    if isinstance(node, Gate):
-        return 0 if 0 in (at_end(node.number), at_end(node.flag)) else None
+    if isinstance(node, Choose):
+        return 0 if all(0 in map(at_end, pair) for pair in node.pairs) else None
     if isinstance(node, Count):  # nothing equals a symbol that is absent
         same = node.select.same
         return 0 if same and isinstance(same[0], Write) and not same[0].end else None

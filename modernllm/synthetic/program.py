@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Program', 'show', 'listing', 'interpret']
 
-# %% ../../nbs/52_synthetic/program.ipynb #0501e63d
+# %% ../../nbs/52_synthetic/program.ipynb #7f82b59a
 from dataclasses import dataclass, field
 
 from ..core.config import InputError
 from modernllm.synthetic.language import (
     EOS,
     PAD,
+    Choose,
     Count,
     End,
     Expr,
     Fetch,
     FromEnd,
-    Gate,
     GatherNumber,
     GatherSymbol,
     Linear,
@@ -35,7 +35,7 @@ from modernllm.synthetic.language import (
     end,
 )
 
-# %% ../../nbs/52_synthetic/program.ipynb #56bd8076
+# %% ../../nbs/52_synthetic/program.ipynb #e6948cd8
 @dataclass(frozen=True)
 class Program:
     "What a T5 is to compute: the decoder's token at each step is fetched by rank from the rows that are kept."
@@ -94,8 +94,8 @@ def show(node: Expr, names: dict) -> str:
         return f"table({name(node.number)}; {node.low} → {values})"
     if isinstance(node, Write):
         return f"{'position' if node.tokens is None else 'token'}({name(node.number)})"
-    if isinstance(node, Gate):
-        return f"{name(node.number)} if {name(node.flag)} else 0"
+    if isinstance(node, Choose):
+        return " | ".join(f"{name(number)} if {name(flag)}" for flag, number in node.pairs)
     if isinstance(node, Where):
         return f"{name(node.yes)} if {name(node.flag)} else {name(node.no)}"
     if isinstance(node, Fetch):
@@ -120,7 +120,7 @@ def listing(program: Program) -> str:
         names[node] = names_line
     return "\n".join([f"{program.name}:", *(f"  {line}" for line in lines)])
 
-# %% ../../nbs/52_synthetic/program.ipynb #b4a107f1
+# %% ../../nbs/52_synthetic/program.ipynb #6434d02e
 class _Columns:
     "The values of every expression for one input."
 
@@ -190,12 +190,15 @@ class _Columns:
             if last and not node.end:
                 return 0
             return node.values[min(max(read(node.number) - node.low, 0), len(node.values) - 1)]
-        if isinstance(node, Gate):
-            return read(node.number) if self._flag(read(node.flag)) else 0
+        if isinstance(node, Choose):
+            chosen = [read(number) for flag, number in node.pairs if self._flag(read(flag))]
+            if len(chosen) > 1:
+                raise InputError(f"one flag of a choice may be 1, {len(chosen)} are")
+            return chosen[0] if chosen else 0
         if isinstance(node, Write):
             if last and not node.end:
                 return None
-            number = read(node.number)
+            number = max(read(node.number), 0)
             return number if node.tokens is None else node.tokens[number]
         return read(node.yes) if self._flag(read(node.flag)) else read(node.no)
 

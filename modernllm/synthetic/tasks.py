@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SAMPLERS', 'TASKS', 'Task', 'make_task']
 
-# %% ../../nbs/52_synthetic/tasks.ipynb #46d853e3
+# %% ../../nbs/52_synthetic/tasks.ipynb #8103bcf0
 import random
 from dataclasses import dataclass, replace
 
 from ..core.config import InputError, check_name
-from .language import FromEnd, Gate, Linear, Step, Where, end, gather, linear, table, token_in, tokens
+from .language import Choose, FromEnd, Linear, Step, Where, end, gather, linear, table, token_in, tokens
 from .library import PROGRAMS, REFERENCES, Setting
 from .program import Program
 
@@ -129,7 +129,7 @@ def make_task(
     prefixes = tuple(separator - 1 - k for k in range(len(mixture))) if prefixes is None else tuple(prefixes)
     return _mixture(setting, mixture, prefixes)
 
-# %% ../../nbs/52_synthetic/tasks.ipynb #091c2604
+# %% ../../nbs/52_synthetic/tasks.ipynb #b12f70c3
 def _mixture(setting: Setting, names: tuple, prefixes: tuple) -> Task:
     "One program that performs the task that the first token names."
     if len(names) != len(prefixes) or len(set(prefixes)) < len(prefixes):
@@ -141,12 +141,13 @@ def _mixture(setting: Setting, names: tuple, prefixes: tuple) -> Task:
     flags = [table(chosen, lambda n, k=k: n == k + 1, k, k + 2, end=True) for k in range(len(names))]
     parts = [PROGRAMS[check_name("task", name, PROGRAMS)](inner) for name in names]
 
-    def by_task(values):
-        "The sum of each different value, gated by the tasks that have it."
+    def by_task(values, flags=flags):
+        "Each different value under the tasks that have it; 0 needs nothing."
         groups = {}
         for value, flag in zip(values, flags):
             groups.setdefault(value, []).append((flag, 1))
-        return linear(*((Gate(value, linear(*owners)), 1) for value, owners in groups.items() if value != linear()))
+        pairs = tuple((linear(*owners), value) for value, owners in groups.items() if value != linear())
+        return Choose(pairs) if pairs else linear()
 
     keeps, changes, dones = [], [], []
     for part in parts:
@@ -158,11 +159,10 @@ def _mixture(setting: Setting, names: tuple, prefixes: tuple) -> Task:
     for part, flag in zip(parts, flags):
         value = Where(flag, part.value, value) if part.value != tokens else value
     shown = [FromEnd(flag) for flag in flags]
-    late = linear(*((Gate(change, flag), -1) for change, flag in zip(changes, shown) if change != linear()))
-    over = linear(*((Gate(done, flag), 1) for done, flag in zip(dones, shown) if done != linear()))
+    over = by_task(dones, shown)
     program = Program(
         "mixture", value, by_task([part.rank for part in parts]), (by_task(keeps), ~every),
-        Step() + late, over if over.terms else None,
+        Step() - by_task(changes, shown), over if over != linear() else None,
     )  # fmt: skip
     plain = tuple(Task(name, setting, PROGRAMS[name](setting)) for name in names)
     return Task("mixture", setting, program, tuple(zip(prefixes, plain)))
