@@ -49,7 +49,7 @@ def notebook(path, *sources):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
 
 
-def test_a_study_in_five_steps(root, project, shared_cache):
+def test_a_study_in_five_steps_up_to_the_paper(root, project, shared_cache):
     text = (root / "README.md").read_text(encoding="utf-8").split("## Add a study in five steps")[1].split("\n## ")[0]
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.S)
     assert [kind for kind, _ in blocks] == ["sh", "yaml", "python", "python", "python", "python", "sh"]
@@ -81,3 +81,10 @@ def test_a_study_in_five_steps(root, project, shared_cache):
     quoted = re.search(r"\{\{< var (\S+) >\}\}", text)[1]
     from modernllm.reporting import variables
     assert quoted in variables.flatten(variables.collect("smoke"))
+
+    shutil.copytree(root / "report", project / "report", ignore=shutil.ignore_patterns("build"))
+    head = '---\ntitle: One study\nnotice: "{{< var notice >}}"\nformat:\n  acl-typst: default\n---\n'
+    quote = f"\n# Results\n\nA token holds {{{{< var {quoted} >}}}} bytes.\n"
+    (project / "report/paper.qmd").write_text(head + quote, encoding="utf-8")
+    modernllm("report", "build", "paper")
+    assert (project / "report/build/smoke/paper.pdf").read_bytes().startswith(b"%PDF")

@@ -23,15 +23,13 @@ def made_from(
     profile: str,
 ) -> str: # a hash
     "A hash of everything that paper and slides are made from."
-    import modernllm.reporting.render as render
     from modernllm.core.config import settings
-    from modernllm.core.provenance import file_sha256, json_sha256
+    from modernllm.core.provenance import file_sha256, json_sha256, source_hash
     here = settings()
-    folders = [here.records(profile), here.figures(profile), here.root / "report", Path(render.__file__).parent]
-    files = [f for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()]
-    skip = ("build", "__pycache__")
-    kept = [f for f in files if not any(part in skip for part in f.relative_to(here.root).parts)]
-    return json_sha256([[str(f.relative_to(here.root)), file_sha256(f)] for f in kept])
+    folders = [here.records(profile), here.figures(profile), here.root / "report"]
+    files = [f.relative_to(here.root) for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()]
+    made = [[str(f), file_sha256(here.root / f)] for f in files if f.parts[:2] != ("report", "build")]
+    return json_sha256([source_hash(["modernllm.reporting.render"]), made])
 
 # %% ../../nbs/70_cli/report.ipynb #d17a5176
 @report.command(epilog=examples(

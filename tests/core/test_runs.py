@@ -314,7 +314,7 @@ def test_the_notebook_of_a_batch_run_is_hashed_and_the_closure_checked(project):
     atomic_write(project / "nbs/studies/s/run.ipynb", json.dumps({"cells": [cell]}))
     record = start(folder_of()).finish()
     assert record.provenance.notebook_hash and not record.provenance.sources_checked
-    assert record.provenance.sources_problem.startswith("imported outside the closure: modernllm.core.")
+    assert record.provenance.sources_problem.startswith("imported outside the closure: modernllm.")
     cell["source"] = "from modernllm.core.runs import Run"
     atomic_write(project / "nbs/studies/s/run.ipynb", json.dumps({"cells": [cell]}))
     run = f"Run.start(study='s', variant='v', seed=0, profile='smoke', run_dir={str(folder_of())!r})"

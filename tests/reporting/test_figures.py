@@ -11,6 +11,7 @@ from modernllm.reporting.results import example_records
 
 
 def test_both_files_and_the_same_bytes_each_time(project):
+    plt.close("all")  # what other tests left open
     svg = figures.save(figures.metric_points(example_records(), "test_loss"), "f", "cpu")
     first = svg.read_bytes(), svg.with_suffix(".png").read_bytes()
     figures.save(figures.metric_points(example_records(), "test_loss"), "f", "cpu")
