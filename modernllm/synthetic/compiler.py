@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILDS', 'Build', 'compile_t5']
 
-# %% ../../nbs/52_synthetic/compiler.ipynb #a00fc598
+# %% ../../nbs/52_synthetic/compiler.ipynb #fbe3491a
 import copy
 import math
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from modernllm.synthetic.language import (
     Write,
     at_end,
 )
-from .layout import Plan, bounds, make_plan, written
+from .layout import Plan, bounds, domain, make_plan
 from .program import Program
 from .tasks import Task, make_task
 
@@ -68,7 +68,7 @@ BUILDS = {
     "exact_bf16": Build(torch.bfloat16, 2.0**20, 64, 15.25, 2.0**22, 32, 0, 8, 256),
 }
 
-# %% ../../nbs/52_synthetic/compiler.ipynb #816c5fb9
+# %% ../../nbs/52_synthetic/compiler.ipynb #1f3c1789
 class _Writer:
     "Writes the operations of a plan into a model's weights. A functional is {channel: coefficient}."
 
@@ -307,7 +307,7 @@ class _Writer:
         if isinstance(node, Table):
             low, values = node.low, np.array(node.values, dtype=np.float64)[:, None]
         else:
-            low, high = written(node, self.plan)
+            low, high = domain(node, self.plan)
             values = self.words["positions"] if node.tokens is None else self.words["tokens"][list(node.tokens)]
             values = values[low : high + 1]
         slopes = np.zeros((len(values) + 1, values.shape[1]))
