@@ -7,13 +7,12 @@ __all__ = ['rotary_frequencies', 'RotaryEmbedding', 'rotate', 'Attention', 'atte
 
 # %% ../../nbs/20_models/attention.ipynb #920a7ff0
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .feedforward import RMSNorm
-from .kernels import causal_attention, dropout
+from .kernels import causal_attention, dropout, masked_attention
 
 # %% ../../nbs/20_models/attention.ipynb #1aa72c5a
 def rotary_frequencies(
@@ -76,6 +75,9 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (RMSNorm(config.head_dim, config.rms_norm_eps) for _ in range(2))
         else:
             self.q_norm = self.k_norm = nn.Identity()
+        self.window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
+        self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads)) if config.attention_sinks else None
+        self.gate_proj = nn.Linear(config.hidden_size, config.num_attention_heads, False) if config.attention_gate else None
 
     def forward(
         self,
@@ -93,12 +95,14 @@ class Attention(nn.Module):
             k, v = cache.update(k, v, self.layer_idx)
         p, weights = self.dropout if self.training else 0.0, None
         if need_weights:
-            weights = attention_weights(q, k, mask)
+            weights = attention_weights(q, k, mask, self.sinks, self.window)
             out = dropout(weights, p, self.training) @ v.repeat_interleave(self.groups, dim=1)
         elif mask is None and q.shape[2] > 1:
-            out = causal_attention(q, k, v, p)
+            out = causal_attention(q, k, v, p, self.sinks, self.window)
         else:  # without a mask here a single query sees every key there is
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, enable_gqa=self.groups > 1)
+            out = masked_attention(q, k, v, mask, p, self.sinks)
+        if self.gate_proj is not None:
+            out = out * self.gate_proj(x).sigmoid().transpose(1, 2)[..., None]
         return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1)), weights
 
 # %% ../../nbs/20_models/attention.ipynb #6cc12ada
@@ -106,11 +110,17 @@ def attention_weights(
     q: Tensor,  # (batch, heads, time, head_dim)
     k: Tensor,  # (batch, kv_heads, keys, head_dim)
     mask: Tensor | None,  # as in Attention.forward
-) -> Tensor:  # (batch, heads, time, keys), rows sum to one
+    sinks: Tensor | None = None,  # (heads,) one more logit in each head's softmax
+    window: int | None = None,  # where there is no mask: how many keys a query sees
+) -> Tensor:  # (batch, heads, time, keys), rows sum to one, or to less with sinks
     "The probabilities themselves, which the fused kernel never writes down; for looking at, not for speed."
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        last = k.shape[2] - q.shape[2]  # the key at the first query's own position
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(last)
+        mask = mask if window is None else mask.triu(last - window + 1)
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1).to(q.dtype)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)), -1)
+    return scores.softmax(-1)[..., : k.shape[2]].to(q.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
@@ -63,6 +63,8 @@ class ModernPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5)
         else:
             super()._init_weights(module)  # normal for matrices, ones for norms
+        if getattr(module, "sinks", None) is not None:
+            init.zeros_(module.sinks)
         if isinstance(module, RotaryEmbedding):  # not in the saved file, so made again after loading
             init.copy_(module.frequencies, rotary_frequencies(self.config)[0])
 
@@ -99,15 +101,16 @@ class ModernModel(ModernPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        mask = None
-        if past or attention_mask is not None or position_ids is not None:  # else plain causal: no mask in memory
-            mask = create_causal_mask(self.config, x, attention_mask, past_key_values, position_ids)
+        masks = attention_mask if isinstance(attention_mask, dict) else {}  # a static cache has them made beforehand
+        if not masks and (past or attention_mask is not None or position_ids is not None):  # else no mask in memory
+            masks = create_masks_for_generate(self.config, x, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         rotary = self.rotary_emb(position_ids)
         x = dropout(x, self.config.embedding_dropout, self.training)
         hidden_states, attentions = [x], []
-        for layer in self.layers:
+        for layer, kind in zip(self.layers, self.config.layer_types):
+            mask = masks.get(kind)
             x, weights = layer(x, rotary, mask, past_key_values=past_key_values, need_weights=output_attentions)
             hidden_states.append(x)
             attentions.append(weights)

@@ -91,6 +91,8 @@ def test_there_and_back_is_the_same(pair, tmp_path):
 @pytest.mark.parametrize("options, named", [
     ({"qk_norm": True}, ["qk_norm"]),
     ({"final_logit_softcapping": 15.0}, ["final_logit_softcapping"]),
+    ({"attention_sinks": True}, ["attention_sinks"]), ({"attention_gate": True}, ["attention_gate"]),
+    ({"sliding_window": 8, "full_attention_every": 2}, ["sliding_window"]), ({"cache_window": 8}, ["cache_window"]),
     ({"qk_norm": True, "final_logit_softcapping": 15.0}, ["qk_norm", "final_logit_softcapping"]),
 ])
 def test_what_a_llama_cannot_say(options, named):

@@ -25,6 +25,41 @@ def test_attention_equals_the_fused_kernel(time, kv_heads, groups, pairs, seed):
     torch.testing.assert_close(torch.autograd.grad(ours, (q, k, v), grad), torch.autograd.grad(plain, (q, k, v), grad))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    time=st.integers(1, 200), window=st.none() | st.integers(1, 220), sunk=st.booleans(), groups=st.integers(1, 2),
+    seed=st.integers(0, 2**31),
+)
+def test_windows_and_sinks_equal_the_definition(time, window, sunk, groups, seed):
+    torch.manual_seed(seed)
+    make = lambda heads: torch.randn(2, heads, time, 4, dtype=torch.float64, requires_grad=True)
+    q, k, v = make(2 * groups), make(2), make(2)
+    sinks = torch.randn(2 * groups, dtype=torch.float64, requires_grad=True) if sunk else None
+    seen = torch.ones(time, time, dtype=torch.bool).tril().triu(1 - (window or time))
+    scores = (q @ k.repeat_interleave(groups, 1).transpose(2, 3) / 2).masked_fill(~seen, float("-inf")).exp()
+    total = scores.sum(-1, keepdim=True) + (sinks.exp()[:, None, None] if sunk else 0)
+    plain = scores / total @ v.repeat_interleave(groups, 1)
+    grad, inputs = torch.randn_like(plain), [q, k, v] + [sinks] * sunk
+    expected = torch.autograd.grad(plain, inputs, grad)
+    for ours in (
+        kernels.causal_attention(q, k, v, sinks=sinks, window=window), kernels.masked_attention(q, k, v, seen, sinks=sinks)
+    ):
+        torch.testing.assert_close(ours, plain)
+        torch.testing.assert_close(torch.autograd.grad(ours, inputs, grad), expected)
+
+
+def test_a_long_window_is_masked_and_a_float_mask_adds():
+    q, k, v = torch.randn(3, 1, 2, kernels.LONGEST + 60, 4, dtype=torch.float64)
+    sinks = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    long = kernels.causal_attention(q, k, v, sinks=sinks, window=70)[:, :, -50:]
+    torch.testing.assert_close(long, kernels.causal_attention(*(x[:, :, -130:] for x in (q, k, v)), 0.0, sinks, 70)[:, :, -50:])
+    seen = torch.ones(9, 9, dtype=torch.bool).tril()
+    added = torch.zeros(9, 9, dtype=torch.float64).masked_fill(~seen, float("-inf"))
+    q, k, v = (x[:, :, :9] for x in (q, k, v))
+    same = (kernels.masked_attention(q, k, v, mask, sinks=sinks) for mask in (seen, added))
+    torch.testing.assert_close(*same)
+
+
 @settings(max_examples=25, deadline=None)
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=3), dim=st.integers(1, 9), seed=st.integers(0, 2**31))
 def test_norm_equals_torch(shape, dim, seed):

@@ -17,6 +17,10 @@ OPTIONS = {
     "grouped": {"num_key_value_heads": 2},
     "one kv head, untied": {"num_key_value_heads": 1, "tie_word_embeddings": False},
     "normed and capped": {"qk_norm": True, "final_logit_softcapping": 2.0, "scale_residual_init": True},
+    "windows": {"sliding_window": 8},
+    "sinks, gate, every other layer a window": {
+        "attention_sinks": True, "attention_gate": True, "sliding_window": 16, "full_attention_every": 2, "num_key_value_heads": 2,
+    },
     "wide heads, all dropouts": {"head_dim": 16, "embedding_dropout": 0.1, "residual_dropout": 0.1, "attention_dropout": 0.1},
 }
 
@@ -24,7 +28,11 @@ OPTIONS = {
 @pytest.fixture(scope="module", params=OPTIONS, autouse=False)
 def model(request):
     torch.manual_seed(0)
-    return ModernDecoderLM(ModernLLMConfig(**TINY, **OPTIONS[request.param], initializer_range=0.2)).eval()
+    model = ModernDecoderLM(ModernLLMConfig(**TINY, **OPTIONS[request.param], initializer_range=0.2)).eval()
+    for layer in model.model.layers:
+        if layer.self_attn.sinks is not None:  # away from the zeros they start at
+            torch.nn.init.normal_(layer.self_attn.sinks)
+    return model
 
 
 def tokens(seed, batch, time):
@@ -72,6 +80,22 @@ def test_left_padding_changes_nothing(model, time, padding, seed):
     assert padded.isfinite().all()
 
 
+@pytest.mark.parametrize("how", [
+    {}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}, {"cache_implementation": "static", "disable_compile": True},
+])
+def test_generation_with_any_cache_equals_none(model, how):
+    ids, mask, texts = tokens(0, 2, 30), torch.ones(2, 30, dtype=torch.long), []
+    mask[0, :9] = 0
+    settings = dict(attention_mask=mask, max_new_tokens=12, pad_token_id=0, eos_token_id=1)
+    for options in (how, {k: v for k, v in how.items() if "static" not in str(v)} | {"use_cache": False}):
+        torch.manual_seed(0)
+        texts.append(model.generate(ids, **settings, **{"do_sample": False, **options}))
+    assert torch.equal(*texts)
+    alone = model.generate(ids[:1, 9:], **{**settings, "attention_mask": None}, do_sample=False)
+    if how == {}:
+        assert torch.equal(texts[0][0, 30:], alone[0, 21:])
+
+
 def test_packed_documents_do_not_see_each_other(model):
     ids = tokens(0, 1, 60)
     positions = torch.cat((torch.arange(25), torch.arange(35)))[None]
@@ -86,7 +110,8 @@ def test_looking_at_attention_changes_nothing(model):
         seen = model(ids, output_attentions=True, output_hidden_states=True)
         torch.testing.assert_close(seen.logits, model(ids).logits, atol=1e-5, rtol=0)
     assert len(seen.attentions) == 2 and len(seen.hidden_states) == 3
-    torch.testing.assert_close(seen.attentions[1].sum(-1), torch.ones(2, 4, 30))
+    sums = seen.attentions[1].sum(-1)
+    assert (sums < 1).all() if model.config.attention_sinks else torch.allclose(sums, torch.ones(2, 4, 30))
 
 
 def test_saved_and_loaded(model, tmp_path):
