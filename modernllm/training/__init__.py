@@ -14,6 +14,8 @@ _EXPORTS = {
     "LossOutput": "objectives",
     "Objective": "objectives",
     "Seq2Seq": "objectives",
+    "Muon": "muon",
+    "muon": "muon",
     "adamw": "optim",
     "parameter_groups": "optim",
     "learning_rate": "schedule",

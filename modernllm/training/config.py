@@ -13,7 +13,7 @@ import pydantic
 from ..core.config import Config, InputError
 from .schedule import learning_rate
 
-# %% ../../nbs/30_training/config.ipynb #92a23643
+# %% ../../nbs/30_training/config.ipynb #67f75739
 class TrainConfig(Config):
     "Settings of the Trainer."
 
@@ -23,7 +23,9 @@ class TrainConfig(Config):
     learning_rate: float = pydantic.Field(1e-3, gt=0)  # at its peak
     min_lr_ratio: float = pydantic.Field(0.1, ge=0, le=1)  # last learning rate as a share of the peak
     warmup_steps: int | None = pydantic.Field(None, ge=0)  # None: a twentieth of the run, 200 at most
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    decay_share: float = pydantic.Field(0.2, gt=0, le=1)  # of the run, at its end; for schedule "wsd" alone
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices, with AdamW for the rest
     weight_decay: float = pydantic.Field(0.1, ge=0)  # of matrices; see `optim`
     beta1: float = pydantic.Field(0.9, ge=0, lt=1)
     beta2: float = pydantic.Field(0.95, ge=0, lt=1)
@@ -63,7 +65,8 @@ class TrainConfig(Config):
     ) -> float:
         "The learning rate of one step."
         warmup = min(200, total // 20) if self.warmup_steps is None else self.warmup_steps
-        return learning_rate(step, self.learning_rate, total, warmup, self.min_lr_ratio, self.schedule)
+        return learning_rate(step, self.learning_rate, total, warmup, self.min_lr_ratio, self.schedule,
+                             self.decay_share)
 
 # %% ../../nbs/30_training/config.ipynb #acb75f05
 def uses_bfloat16(

@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['SHAPES', 'learning_rate']
 
-# %% ../../nbs/30_training/schedule.ipynb #93c14079
+# %% ../../nbs/30_training/schedule.ipynb #33a5e19c
 import math
 
 from ..core.config import check_name
 
-SHAPES = ("cosine", "linear", "constant")
+SHAPES = ("cosine", "linear", "wsd", "constant")
 
-# %% ../../nbs/30_training/schedule.ipynb #a64542e8
+# %% ../../nbs/30_training/schedule.ipynb #cef3cf6f
 def learning_rate(
     step: int,  # 1 … total
     peak: float,  # reached at the end of the warm-up
     total: int,  # steps of the whole run
     warmup: int = 0,  # steps of linear rise; step `warmup` has the peak
     min_lr_ratio: float = 0.1,  # last rate as a share of the peak
-    shape: str = "cosine",  # "cosine", "linear" or "constant"
+    shape: str = "cosine",  # one of SHAPES
+    decay_share: float = 0.2,  # of "wsd": the last share of all steps, in which the rate falls
 ) -> float:
     "The learning rate of one step."
     check_name("schedule", shape, SHAPES)
@@ -27,6 +28,7 @@ def learning_rate(
         return peak * step / warmup
     if shape == "constant":
         return peak
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    start = max(warmup, total - math.ceil(decay_share * total)) if shape == "wsd" else warmup
+    done = min(1.0, max(0, step - start) / max(1, total - start))
     left = 0.5 * (1 + math.cos(math.pi * done)) if shape == "cosine" else 1 - done
     return peak * (min_lr_ratio + (1 - min_lr_ratio) * left)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['TrainStep', 'TrainResult', 'Trainer']
 
-# %% ../../nbs/30_training/trainer.ipynb #03bf6ae0
+# %% ../../nbs/30_training/trainer.ipynb #aa8b180c
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -28,6 +29,7 @@ from .allocator import keep_freed_memory
 from .callbacks import Callback, EarlyStop, ProgressBar
 from .config import TrainConfig, differences, uses_bfloat16
 from .interrupt import Deferred
+from .muon import muon
 from .objectives import LossOutput, Objective
 from .optim import adamw
 
@@ -56,7 +58,7 @@ class TrainResult:
     stopped: str  # "finished", or what a callback said: "early_stop", "killed", …
     model: nn.Module  # with the weights of the last step
 
-# %% ../../nbs/30_training/trainer.ipynb #a635b85c
+# %% ../../nbs/30_training/trainer.ipynb #ccb18cbd
 class Trainer:
     "Trains a model, and what the objective brings along, to the end of the config; resumes by itself."
 
@@ -83,8 +85,9 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision="no", log_with=list(config.trackers) or None, project_dir=folder)
         keep_freed_memory()
         step_module = TrainStep(model, objective, uses_bfloat16(config.precision, self.accelerator.device))
-        optimizer = adamw(step_module, config.learning_rate, weight_decay=config.weight_decay,
-                          betas=(config.beta1, config.beta2), eps=config.eps)
+        make = partial(muon, bf16=step_module.bf16) if config.optimizer == "muon" else adamw
+        optimizer = make(step_module, config.learning_rate, weight_decay=config.weight_decay,
+                         betas=(config.beta1, config.beta2), eps=config.eps)
         self.inner = step_module  # without the wrapper of several processes
         self.module, self.optimizer = self.accelerator.prepare(step_module, optimizer)
         self.total_steps = config.steps(batches, self.accelerator.num_processes)
