@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['Program', 'show', 'listing', 'Columns', 'interpret']
 
-# %% ../../nbs/52_synthetic/program.ipynb #7f82b59a
+# %% ../../nbs/52_synthetic/program.ipynb #85c7ab73
 from dataclasses import dataclass, field
 
 from ..core.config import InputError
 from modernllm.synthetic.language import (
     EOS,
-    PAD,
     Choose,
     Count,
     End,
@@ -120,7 +119,7 @@ def listing(program: Program) -> str:
         names[node] = names_line
     return "\n".join([f"{program.name}:", *(f"  {line}" for line in lines)])
 
-# %% ../../nbs/52_synthetic/program.ipynb #d80be232
+# %% ../../nbs/52_synthetic/program.ipynb #e64a216b
 class Columns:
     "The values of every expression for one input."
 
@@ -228,8 +227,10 @@ def interpret(
     columns, out = Columns(ids), []
     while program.done is None or not columns.step(program.done, len(out)):
         token = columns.step(program.fetch, len(out))
-        if token in (EOS, PAD, None):
+        if token == EOS:
             return out
+        if token is None:
+            raise InputError(f"at step {len(out)} the row that is fetched offers no symbol")
         out.append(token)
         if len(out) > limit:
             raise InputError(f"{program.name} did not stop within {limit} tokens")

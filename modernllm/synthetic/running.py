@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_inputs', 'pad_inputs', 'answer', 'answer_text']
 
-# %% ../../nbs/52_synthetic/running.ipynb #94caeefe
+# %% ../../nbs/52_synthetic/running.ipynb #66a9ec64
 import warnings
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from ..core.config import InputError
-from .compiler import BUILDS
+from .weights import BUILDS
 from .language import EOS, PAD, UNK
 
 # %% ../../nbs/52_synthetic/running.ipynb #4d3256ec

@@ -1,0 +1,71 @@
+"""Every task: program, reference and compiled model agree; what is not a task is refused."""
+
+import random
+
+import pytest
+
+from modernllm.core.config import InputError
+from modernllm.synthetic.compiler import compile_t5
+from modernllm.synthetic.exactness import answered, draw_cases, first_failure, forced, measure
+from modernllm.synthetic.program import interpret
+from modernllm.synthetic.running import answer
+from modernllm.synthetic.tasks import TASKS, make_task
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_interpreter_is_the_reference(name):
+    task, rng = make_task(name, 60, 16), random.Random(1)
+    for pool in (task.symbols, task.symbols[:3]):
+        for _ in range(60):
+            ids = task.sample(rng, rng.randint(0, 16), pool)
+            assert interpret(task.program, ids) == task.reference(ids), ids
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_compiled_is_the_reference(name, config):
+    task = make_task(name, 60, 16)
+    model = compile_t5(task, config)
+    inputs = [[], *draw_cases(task, 16, 8, "all"), *draw_cases(task, 6, 4, "three")]
+    assert all(forced(model, inputs, [task.reference(ids) for ids in inputs]))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_bfloat16_and_gated(config, gated, kernel):
+    config.feed_forward_proj = "gated-gelu" if gated else "relu"
+    config.is_gated_act, config.dense_act_fn = gated, "gelu_new" if gated else "relu"
+    task = make_task("longest_word", 60, 16)
+    cells = measure(compile_t5(task, config, "exact_bf16"), task, kernel, [16], counts=(8, 8))
+    assert first_failure(cells) is None
+
+
+def test_generate_says_what_the_forced_pass_promises(config):
+    task = make_task("mixture", 60, 12)
+    model = compile_t5(task, config)
+    assert answered(model, task, 12, 4) == 4
+    assert answered(model, task, 12, 2, num_beams=2) == 2
+
+
+def test_empty_input_has_a_defined_answer(config):
+    for name in ("set", "sort", "duplicate"):
+        assert answer(compile_t5(name, config, max_length=8), [[]]) == [[]]
+    task = make_task("length", 60, 8)
+    assert answer(compile_t5(task, config), [[]]) == [[task.setting.numbers[0]]]
+
+
+def test_unknown_names_are_refused_with_a_proposal(config):
+    with pytest.raises(InputError, match="did you mean 'reverse'"):
+        compile_t5("revers", config)
+    with pytest.raises(InputError, match="did you mean 'exact'"):
+        compile_t5("reverse", config, build="exat")
+    with pytest.raises(InputError, match="did you mean 'set'"):
+        make_task("mixture", 60, 16, mixture=("sett", "sort"))
+
+
+def test_meanings_outside_the_vocabulary_are_refused():
+    with pytest.raises(InputError, match="separator: id 60"):
+        make_task("union", 60, separator=60)
+    with pytest.raises(InputError, match="numbers: id 60"):
+        make_task("length", 60, 100)
+    with pytest.raises(InputError, match="prefixes: 2 different"):
+        make_task("mixture", 60, 16, mixture=("set", "sort"), prefixes=(5, 5))
