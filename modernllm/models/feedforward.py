@@ -38,11 +38,13 @@ class SwiGLU(nn.Module):
     def __init__(
         self,
         config,  # ModernLLMConfig
+        intermediate_size: int | None = None,  # width inside; None: the configuration's
     ):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        inner = intermediate_size or config.intermediate_size
+        self.gate_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=False)
         self.down_proj.adds_to_residual = True
 
     def forward(
