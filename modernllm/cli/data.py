@@ -33,9 +33,11 @@ def place(
 ) -> str: # "embedded", "mirror", "mirror+hub" or "hub"
     "Where a data set would be read from; a mirror may hold only some of its splits."
     from modernllm.core.config import settings
+    from modernllm.data.sources import _mirror_hashes
     if not source.hub:
         return "embedded"
-    held = [split for split in source.splits if split in source.mirror] if settings().data else []
+    listed = _mirror_hashes(settings().data) if settings().data else {}
+    held = [split for split, file in source.mirror.items() if file.path in listed]
     return "hub" if not held else "mirror" if len(held) == len(source.splits) else "mirror+hub"
 
 # %% ../../nbs/70_cli/data.ipynb #12a24cfc

@@ -34,19 +34,20 @@ def train(assignments, config, out, list_fields):
         return
     recipe = recipes.make_recipe(values)
     out = out or settings().runs / "train" / recipe.key
-    recipes.claim(out, recipe)
-    result, tokenizer = fit(recipe, out)
-    recipes.save_model(out / "model", result.model, tokenizer, recipe)
+    recipes.check_folder(out, recipe)
+    result = fit(recipe, out)
     click.echo(f"{result.steps} steps, {result.tokens:,} tokens, validation loss {result.history['eval'][-1]['loss']:.3f}")
     click.echo(f"model in {out / 'model'}; next:\n  modernllm evaluate {out}\n  modernllm generate {out} 'The function returns'")
 
 
 def fit(
     recipe, # a `Recipe`
-    out: Path, # for checkpoints and events
-): # (TrainResult, tokenizer)
-    "Read the data, build the model, train it."
+    out: Path, # for checkpoints, events.jsonl and the model
+): # TrainResult
+    "Read the data, build the model, train it, save it; the folder is taken only when nothing more can be wrong with the recipe."
+    from modernllm.cli.recipe import claim, save_model
     from modernllm.core.seeding import seed_everything
+    from modernllm.core.telemetry import Telemetry
     from modernllm.data.corpus import LMBatches, load_corpus
     from modernllm.evaluation.perplexity import prefix_loss
     from modernllm.models.config import ModernLLMConfig
@@ -61,8 +62,14 @@ def fit(
     context = config.max_position_embeddings
     batches = LMBatches(corpus.train, block_size=context, batch_size=recipe.data.batch_size, seed=recipe.training.seed)
     evaluate = prefix_loss(corpus.validation, context=context, max_tokens=20_000)
-    trainer = Trainer(model, LanguageModelling(), batches, recipe.training, evaluate=evaluate, folder=out)
-    return trainer.fit(), corpus.tokenizer
+    with claim(out, recipe):
+        telemetry = Telemetry(out)
+        result = Trainer(
+            model, LanguageModelling(), batches, recipe.training, evaluate=evaluate, folder=out, telemetry=telemetry
+        ).fit()
+        save_model(out / "model", model, corpus.tokenizer, recipe)
+        telemetry.close()
+    return result
 
 # %% ../../nbs/70_cli/train.ipynb #9049156d
 MODEL = click.argument("model", type=click.Path(exists=True, file_okay=False))

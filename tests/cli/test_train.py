@@ -1,6 +1,10 @@
+import os
+
 import pytest
 
 from modernllm.cli.app import main
+from modernllm.core.runs import lock, unlock
+from modernllm.core.telemetry import Telemetry
 
 SMALL = ["vocab_size=512", "limit_documents=20", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2",
          "max_position_embeddings=32", "batch_size=2", "max_steps=2", "precision=fp32"]
@@ -35,6 +39,21 @@ def test_another_training_does_not_go_into_the_same_folder(trained, capsys):
     assert "seed" in capsys.readouterr().err
 
 
+def test_two_trainings_at_once(trained, capsys):
+    held = lock(trained)
+    try:
+        assert main(["train", *SMALL, "--out", str(trained)]) == 2
+    finally:
+        unlock(held)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"process {os.getpid()} is running" in err
+
+
+def test_what_happened_is_in_the_event_log(trained):
+    events = [event for event in Telemetry.read(trained) if event["session"] == 1]
+    assert [event["kind"] for event in events] == ["start", "step", "eval", "checkpoint", "stop"]
+
+
 def refused(capsys, *line):
     assert main(["train", *line]) == 2
     err = capsys.readouterr().err
@@ -57,6 +76,7 @@ def refused(capsys, *line):
 def test_a_wrong_setting_is_named(capsys, tmp_path, word, names):
     err = refused(capsys, "limit_documents=20", "vocab_size=512", word, "--out", str(tmp_path / "out"))
     assert all(name in err for name in names), err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_config_that_does_not_parse_is_named_with_its_line(capsys, tmp_path):

@@ -1,0 +1,33 @@
+"""`modernllm data list` says where `load` would look, also when it could not read there."""
+
+import json
+
+import pytest
+
+from modernllm.cli.app import main
+from modernllm.data.sources import CATALOGUE
+
+
+def listed(capsys) -> dict[str, str]: # name: place
+    assert main(["data", "list"]) == 0
+    return {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+
+
+def test_a_mirror_is_believed_as_far_as_its_manifest_goes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MODERNLLM_DATA", str(tmp_path))
+    files = [{"path": f"wikitext2/{name}.txt.gz", "sha256": ""} for name in ("train", "valid", "test", "raw_test")]
+    (tmp_path / "manifest.json").write_text(json.dumps({"datasets": [{"files": files}]}))
+    places = {"wikitext2": "mirror", "wikitext2_raw": "mirror+hub", "tinystories": "hub", "embedded_docs": "embedded"}
+    assert listed(capsys) == places and places.keys() == CATALOGUE.keys()
+    monkeypatch.setenv("MODERNLLM_DATA", "")
+    assert set(listed(capsys).values()) == {"hub", "embedded"}
+
+
+@pytest.mark.parametrize("manifest", [None, "{"])
+def test_a_mirror_that_is_none_is_told(tmp_path, monkeypatch, capsys, manifest):
+    monkeypatch.setenv("MODERNLLM_DATA", str(tmp_path))
+    if manifest:
+        (tmp_path / "manifest.json").write_text(manifest)
+    assert main(["data", "list"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(tmp_path / "manifest.json") in err
