@@ -36,7 +36,7 @@ class Setting:
     image: dict = field(default_factory=dict, hash=False)  # for unary: id → id
     only: tuple = ()  # flags that every position looked at must have (used to hide a prefix)
 
-# %% ../../nbs/52_synthetic/library.ipynb #5e8dec09
+# %% ../../nbs/52_synthetic/library.ipynb #537c36f2
 def _rows(s: Setting):
     "count and gather that see only the positions a task is about."
 
@@ -180,6 +180,7 @@ def _longest_word(s):
     word = Write(counted("past", where=space))
     size = counted(same=(word, word), where=~space)
     largest = (size - gathered(size, best=size, where=~space) - space).equals(0)
+    largest = table(largest * 3, lambda n: n >= 2, 1, 2)  # a mean over ties is a little off in bfloat16: back to 0 or 1
     earlier = counted("past", where=largest) - counted("past", same=(word, word), where=largest)
     return _kept(s, "longest_word", (largest - earlier).at_least(1))
 

@@ -11,4 +11,4 @@ def one_thread():
 @pytest.fixture
 def config():
     "Room for any one task with 60 tokens and inputs to 16."
-    return T5Config(vocab_size=60, d_model=192, d_kv=64, num_heads=8, d_ff=160, num_layers=5, num_decoder_layers=4)
+    return T5Config(vocab_size=60, d_model=192, d_kv=64, num_heads=8, d_ff=160, num_layers=6, num_decoder_layers=4)
