@@ -82,17 +82,22 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,  # (batch, time, hidden)
-        rotary: tuple[Tensor, Tensor],  # from RotaryEmbedding
+        rotary,  # cosine and sine from RotaryEmbedding, or the RollingView of a rolling cache
         mask: Tensor | None = None,  # (batch, 1, time, keys) True where a query may look; None: causal, no cache
         cache: Cache | None = None,  # keys and values of earlier positions, extended in place
         need_weights: bool = False,  # also return the probabilities
     ) -> tuple[Tensor, Tensor | None]:  # (batch, time, hidden), (batch, heads, time, keys) or None
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), *rotary)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), *rotary)
+        q = self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2)
         v = self.v_proj(x).view(heads).transpose(1, 2)
+        rolling = not isinstance(rotary, tuple)
+        if not rolling:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
+        if rolling:  # positions are places in the cache, which holds keys as they were before the rotation
+            q, k = rotary.turn(q, k)
         p, weights = self.dropout if self.training else 0.0, None
         if need_weights:
             weights = attention_weights(q, k, mask, self.sinks, self.window)

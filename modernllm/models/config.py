@@ -159,8 +159,8 @@ def check_windows(config: ModernLLMConfig):
         refuse("full_attention_every", every, "at least 2 beside a sliding_window, or None")
     if sinks < 0 or sinks and kept is None:
         refuse("cache_sinks", sinks, "at least 0, and 0 without a cache_window")
-    if kept is not None and (kept < max(sinks, 1) or kept + sinks > config.max_position_embeddings or window is not None):
-        refuse("cache_window", kept, f"from max(1, cache_sinks {sinks}) to max_position_embeddings - cache_sinks = "
+    if kept is not None and (kept < max(sinks, 2) or kept + sinks > config.max_position_embeddings or window is not None):
+        refuse("cache_window", kept, f"from max(2, cache_sinks {sinks}) to max_position_embeddings - cache_sinks = "
                f"{config.max_position_embeddings - sinks}, without a sliding_window")
 
 
