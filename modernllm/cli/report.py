@@ -44,8 +44,13 @@ def build(what, profile):
     check_name("profile", profile, PROFILES)
     from modernllm.core import batch
     from modernllm.reporting import render, tables
+    from modernllm.reporting.check import refuse_typed, stale
+    names = ["paper", "slides"] if what == "all" else [what]
+    refuse_typed(names)
     batch.run(None, profile, summaries_only=True, say=lambda line: None)
-    for name in ["paper", "slides"] if what == "all" else [what]:
+    for line in stale(profile):
+        click.echo(f"stale: {line}", err=True)
+    for name in names:
         key, made = settings().build(profile) / f".{name}.made", list(render.FORMATS[name])
         fresh = key.exists() and key.read_text() == made_from(profile)
         if fresh and all((settings().build(profile) / file).exists() for file in made):

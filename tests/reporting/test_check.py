@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modernllm.core.config import InputError
+from modernllm.cli.app import main
+from modernllm.core.config import InputError, settings
 from modernllm.core.provenance import notebook_hash, source_hash
 from modernllm.core.records import Record, publish
 from modernllm.reporting.check import bibliography_keys, check, problems, results_part, stale, typed_numbers
@@ -59,6 +60,15 @@ def test_a_typed_abstract_is_found(smoke):
     text = (smoke / "paper.qmd").read_text()
     (smoke / "paper.qmd").write_text(text.replace("It reached {{< var example.small.test_loss >}}.", "It reached 4.31."))
     assert [line for line in problems("smoke") if "paper.qmd:7: '4.31'" in line]
+
+
+def test_what_is_typed_is_not_built(smoke, capsys):
+    add(smoke, "It reached 45.67 points.")
+    for what in ("all", "paper"):
+        assert main(["report", "build", what, "--profile", "smoke"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "sections/example.qmd:12: '45.67' is typed" in err
+    assert not settings().build("smoke").exists()
 
 
 def test_missing_results_fail(smoke):
