@@ -29,6 +29,11 @@ def generate_text(
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] or [end] for prompt in prompts]
     longest = max(map(len, ids))
     context = getattr(model.config, "max_position_embeddings", None)
+    if getattr(model.config, "cache_window", None) is not None:
+        context = None  # a rolling cache takes any length
+    if context is not None and longest > context:
+        raise InputError(f"prompts: one has {longest} tokens, more than the context of {context}; only a model with a "
+                         "cache_window takes more")
     if context is not None and longest + max_new_tokens > context:
         raise InputError(f"max_new_tokens: {longest} tokens of prompt and {max_new_tokens} new exceed the context of {context}")
     input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=model.device)

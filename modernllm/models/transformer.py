@@ -10,6 +10,7 @@ __all__ = ['DecoderLayer', 'ModernPreTrainedModel', 'ModernModelOutput', 'Modern
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -67,6 +68,23 @@ class ModernPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["DecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, folder, *args, output_loading_info=False, ignore_mismatched_sizes=False, **kwargs):
+        "As in `transformers`, but a checkpoint that does not fit is an `InputError` that names its tensors."
+        try:
+            model, info = super().from_pretrained(
+                folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise InputError(f"{folder}: weights cannot be read ({error})") from error
+        wrong = [f"{name} is {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+        wrong += [f"{name} is missing" for name in info["missing_keys"]]
+        wrong += [f"{name} is unknown" for name in info["unexpected_keys"] if not name.startswith("lm_head.")]
+        if wrong and not ignore_mismatched_sizes:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise InputError(f"{folder}: the checkpoint does not fit: {'; '.join(sorted(wrong)[:5])}{more}")
+        return (model, info) if output_loading_info else model
 
     def _init_weights(self, module):
         if self.config.scale_residual_init and getattr(module, "adds_to_residual", False):

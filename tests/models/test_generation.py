@@ -50,8 +50,17 @@ def test_one_candidate_is_the_most_likely_token(model, tokenizer):
         assert generate_text(model, tokenizer, ["abc"], max_new_tokens=15, **only) == greedy
 
 
+def test_a_rolling_cache_takes_any_length(tokenizer):
+    config = ModernLLMConfig(
+        vocab_size=SMALLEST, hidden_size=32, num_hidden_layers=1, max_position_embeddings=16, cache_window=12, cache_sinks=4
+    )
+    long = generate_text(ModernDecoderLM(config), tokenizer, ["a" * 40, "b"], max_new_tokens=30, temperature=0)
+    assert all(long)
+
+
 @pytest.mark.parametrize("arguments, named", [
     ({"prompts": []}, "prompts"), ({"prompts": "text"}, "prompts"), ({"prompts": [1]}, "prompts"),
+    ({"prompts": ["a" * 80]}, "prompts: one has 80 tokens, more than the context of 64"),
     ({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": 64}, "context of 64"),
     ({"temperature": -1.0}, "temperature"), ({"temperature": float("nan")}, "temperature"),
     ({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.01}, "top_p"),

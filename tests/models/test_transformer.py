@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from modernllm.core.config import InputError
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM, ModernModel
 
@@ -19,7 +20,8 @@ OPTIONS = {
     "normed and capped": {"qk_norm": True, "final_logit_softcapping": 2.0, "scale_residual_init": True},
     "windows": {"sliding_window": 8},
     "sinks, gate, every other layer a window": {
-        "attention_sinks": True, "attention_gate": True, "sliding_window": 16, "full_attention_every": 2, "num_key_value_heads": 2,
+        "attention_sinks": True, "attention_gate": True, "sliding_window": 16, "full_attention_every": 2,
+        "num_key_value_heads": 2,
     },
     "wide heads, all dropouts": {"head_dim": 16, "embedding_dropout": 0.1, "residual_dropout": 0.1, "attention_dropout": 0.1},
 }
@@ -161,6 +163,53 @@ def test_one_batch_can_be_overfitted():
     assert loss < 0.05
 
 
+def test_as_many_key_heads_as_heads_is_plain_attention_to_the_bit():
+    ids, states = tokens(0, 2, 70), []
+    models = [ModernDecoderLM(ModernLLMConfig(**TINY, num_key_value_heads=n)) for n in (None, 4, 1)]
+    models[1].load_state_dict(models[0].state_dict())
+    repeat = lambda weight: weight.repeat(4, 1)
+    shared = {k: repeat(v) if "k_proj" in k or "v_proj" in k else v for k, v in models[2].state_dict().items()}
+    many = ModernDecoderLM(ModernLLMConfig(**TINY))
+    many.load_state_dict(shared)
+    for model in models[:2]:
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        states.append([loss, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*states))
+    with torch.no_grad():
+        torch.testing.assert_close(models[2](ids).logits, many(ids).logits, atol=1e-6, rtol=0)
+
+
+def test_the_compiler_traces_it_whole():
+    fields = {**TINY, **OPTIONS["sinks, gate, every other layer a window"], "num_hidden_layers": 1, "qk_norm": True}
+    model, ids, results = ModernDecoderLM(ModernLLMConfig(**fields)), tokens(0, 2, 70), []
+    for run in (model, torch.compile(model, backend="eager", fullgraph=True)):
+        model.zero_grad()
+        loss = run(ids, labels=ids).loss
+        loss.backward()
+        results.append([loss, *(p.grad for p in model.parameters())])
+    for ours, compiled in zip(*results):
+        torch.testing.assert_close(ours, compiled)
+
+
+def test_a_folder_that_does_not_fit_is_named_with_its_tensors(tmp_path):
+    saved = ModernLLMConfig(**TINY)
+    ModernDecoderLM(saved).save_pretrained(tmp_path)
+    for fields, named in (
+        ({"intermediate_size": 40}, r"model.layers.0.mlp.gate_proj.weight is \(88, 32\), not \(40, 32\)"),
+        ({"attention_sinks": True}, r"model.layers.0.self_attn.sinks is missing"),
+        ({"num_hidden_layers": 1}, r"model.layers.1.[a-z_.]+ is unknown"),
+    ):
+        with pytest.raises(InputError, match=named) as caught:
+            ModernDecoderLM.from_pretrained(tmp_path, config=ModernLLMConfig(**{**TINY, **fields}))
+        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cannot be read[^\n]*$") as caught:
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
 def test_residual_matrices_start_smaller_where_asked():
     config = ModernLLMConfig(hidden_size=128, num_hidden_layers=8, vocab_size=50, scale_residual_init=True)
     layer = ModernDecoderLM(config).model.layers[3]
@@ -186,7 +235,8 @@ def test_dropout_acts_in_training_only_and_repeats_with_the_seed():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_gradient_checkpointing_gives_the_same_gradients():
-    config = ModernLLMConfig(**TINY, **OPTIONS["wide heads, all dropouts"])
+    sinks = {"attention_sinks": True, "attention_gate": True, "sliding_window": 9}
+    config = ModernLLMConfig(**TINY, **OPTIONS["wide heads, all dropouts"], **sinks)
     model, ids, grads = ModernDecoderLM(config), tokens(0, 2, 70), []
     for enable in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
         enable()
