@@ -5,21 +5,31 @@
 # %% auto #0
 __all__ = ['Callback', 'ProgressBar', 'LivePlot', 'EarlyStop', 'KillRule']
 
-# %% ../../nbs/30_training/callbacks.ipynb #9e21967d
+# %% ../../nbs/30_training/callbacks.ipynb #23d993c7
 import io
 import sys
 import time
+from itertools import takewhile
 
 import numpy as np
 
 from ..core.config import InputError
 
-# %% ../../nbs/30_training/callbacks.ipynb #b5d46597
+# %% ../../nbs/30_training/callbacks.ipynb #0fb64a82
 class Callback:
     "Base of callbacks: every hook does nothing."
 
     def fit_start(self, trainer) -> None:
         "Before the first step, after a resume."
+
+    def updated(self, trainer) -> None:
+        "Right after the weights have changed, with nothing read from the device; `trainer.step` counts this step."
+
+    def eval_start(self, trainer) -> None:
+        "Before every evaluation and after the best weights were loaded: to put other weights in. `eval_end` takes them out."
+
+    def bad_step(self, trainer, step: int, what: str) -> None:
+        "When a step had a loss or gradient that is no number; the training fails unless `trainer.rewind` is called."
 
     def step_end(self, trainer, row: dict) -> None:
         "After every step, in order; `row` has step, tokens, loss, lr, grad_norm and the objective's metrics."
@@ -39,6 +49,13 @@ class Callback:
 
     def load_state_dict(self, state: dict) -> None:
         "Take up what `state_dict` gave."
+
+    def tensors(self) -> dict:
+        "Tensors to be checkpointed, by name."
+        return {}
+
+    def load_tensors(self, tensors: dict) -> None:
+        "Take up what `tensors` gave."
 
 # %% ../../nbs/30_training/callbacks.ipynb #238cfa7e
 class ProgressBar(Callback):
@@ -111,27 +128,32 @@ class EarlyStop(Callback):
         if sum(r["step"] > trainer.best["step"] for r in trainer.history["eval"]) >= self.patience:
             trainer.stop("early_stop")
 
-# %% ../../nbs/30_training/callbacks.ipynb #59184238
+# %% ../../nbs/30_training/callbacks.ipynb #10650006
 class KillRule(Callback):
     "Stop with reason \"killed\" when the loss stays more than `delta` above a baseline's."
 
     def __init__(
         self,
         baseline: dict,  # {"x": tokens, "y": loss}, x ascending, as a record's curve
-        delta: float,  # nats
+        delta: float,  # nats, or points of perplexity
         after: float = 0,  # tokens before which nothing is killed
         patience: int = 1,  # evaluations in a row
+        tokens: float = 0,  # that these evaluations span at least
+        perplexity: bool = False,  # compare exp(loss), interpolated as such
     ):
         x, y = np.asarray(baseline["x"], float), np.asarray(baseline["y"], float)
         if not len(x) or len(x) != len(y) or (np.diff(x) <= 0).any():
             raise InputError("KillRule: baseline needs x (tokens, ascending) and y (loss) of one length, at least 1")
-        self.x, self.y, self.delta, self.after, self.patience = x, y, delta, after, patience
+        self.scale = np.exp if perplexity else float
+        self.x, self.y, self.delta, self.after = x, np.array([self.scale(loss) for loss in y]), delta, after
+        self.patience, self.tokens = patience, tokens
 
     def is_behind(self, row: dict) -> bool:
         "Whether one evaluation is worse than allowed; beyond the baseline's last point its last loss counts."
-        return row["tokens"] >= max(self.after, self.x[0]) and row["loss"] > np.interp(row["tokens"], self.x, self.y) + self.delta
+        allowed = np.interp(row["tokens"], self.x, self.y) + self.delta
+        return row["tokens"] >= max(self.after, self.x[0]) and self.scale(row["loss"]) > allowed
 
     def eval_end(self, trainer, row):
-        last = trainer.history["eval"][-self.patience:]
-        if len(last) == self.patience and all(map(self.is_behind, last)):
+        behind = list(takewhile(self.is_behind, reversed(trainer.history["eval"])))
+        if len(behind) >= self.patience and behind and behind[0]["tokens"] - behind[-1]["tokens"] >= self.tokens:
             trainer.stop("killed")

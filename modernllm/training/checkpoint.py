@@ -25,13 +25,14 @@ from ..core.config import InputError, RunFailed
 
 PREFIX = "step_"
 
-# %% ../../nbs/30_training/checkpoint.ipynb #5d65193f
+# %% ../../nbs/30_training/checkpoint.ipynb #b55104c1
 class Checkpoint(NamedTuple):
     "What a checkpoint holds."
 
     weights: dict[str, Tensor]
     optimizer: dict  # state_dict of the optimizer
     state: dict  # JSON values: step, history, …
+    tensors: dict[str, Tensor] = {}  # of callbacks
 
 
 def trained_tensors(
@@ -57,7 +58,7 @@ def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-# %% ../../nbs/30_training/checkpoint.ipynb #893d42f0
+# %% ../../nbs/30_training/checkpoint.ipynb #9b354a45
 def _write(folder: Path, name: str, data: bytes) -> dict:
     with open(folder / name, "wb") as file:
         file.write(data)
@@ -96,6 +97,8 @@ def save(
             "optimizer.pt": _write(draft, "optimizer.pt", optimizer.getbuffer()),
             "state.json": _write(draft, "state.json", json.dumps(checkpoint.state).encode()),
         }
+        if checkpoint.tensors:
+            files["callbacks.safetensors"] = _write(draft, "callbacks.safetensors", safetensors.torch.save(checkpoint.tensors))
         _write(draft, "manifest.json", json.dumps({"needs": list(needs), "files": files}, indent=1).encode())
         _sync_folder(draft)
         _remove(final)  # only a damaged one can be there
@@ -112,7 +115,7 @@ def _remove(place: Path) -> None:
     if place.exists():
         shutil.rmtree(place.rename(place.with_name(f".dead_{place.name}")))
 
-# %% ../../nbs/30_training/checkpoint.ipynb #96fb3c7d
+# %% ../../nbs/30_training/checkpoint.ipynb #624c52a1
 def steps(folder: str | Path) -> list[int]:
     "Steps that have a checkpoint, ascending; whether they are sound is not looked at."
     return sorted(int(p.name[len(PREFIX):]) for p in Path(folder).glob(f"{PREFIX}*") if p.name[len(PREFIX):].isdigit())
@@ -134,6 +137,7 @@ def load(folder: str | Path, step: int) -> Checkpoint:
             safetensors.torch.load(data["weights.safetensors"]),
             torch.load(io.BytesIO(data["optimizer.pt"]), map_location="cpu", weights_only=True),
             json.loads(data["state.json"]),
+            safetensors.torch.load(data["callbacks.safetensors"]) if "callbacks.safetensors" in data else {},
         )
     except (OSError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

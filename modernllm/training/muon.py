@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .optim import parameter_groups
 
-# %% ../../nbs/30_training/muon.ipynb #ca68553c
+# %% ../../nbs/30_training/muon.ipynb #224f613d
 ROUNDS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
 
 
@@ -24,7 +24,8 @@ def orthogonalise(
     "Newton-Schulz rounds for a stack of matrices at once."
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16() if bf16 else matrices
-    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32) + 1e-7).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide) + 1e-7).to(x.dtype)
     for _ in range(ROUNDS):
         square = x @ x.mT
         both = torch.baddbmm(square, square, square, beta=b, alpha=c)

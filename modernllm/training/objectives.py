@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['IGNORE', 'LossOutput', 'Objective', 'plain_head', 'LanguageModelling', 'Seq2Seq']
 
-# %% ../../nbs/30_training/objectives.ipynb #e2ef94f9
+# %% ../../nbs/30_training/objectives.ipynb #07865c25
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .logprobs import linear_logprobs
+from ..core.config import InputError
+from .logprobs import linear_loss
 
 IGNORE = -100  # target of a position without a loss
 
@@ -39,7 +40,7 @@ class Objective(nn.Module):
                 part.eval()
         return self
 
-# %% ../../nbs/30_training/objectives.ipynb #f44b5a12
+# %% ../../nbs/30_training/objectives.ipynb #a8709e3a
 def plain_head(
     model: nn.Module,
 ) -> nn.Linear | None:  # None: the logits are more than hidden @ weight.T and a soft-cap
@@ -52,19 +53,44 @@ def plain_head(
 class LanguageModelling(Objective):
     "Next-token prediction for any causal Hugging Face model."
 
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,  # share of the target's weight that goes to all tokens alike
+        z_loss: float = 0.0,  # times the squared log-normaliser; 1e-4 is usual
+    ):
+        super().__init__()
+        if not 0 <= label_smoothing < 1 or z_loss < 0:
+            raise InputError("LanguageModelling: label_smoothing is in [0, 1) and z_loss is not negative; "
+                             f"given: {label_smoothing} and {z_loss}")
+        self.extras = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+
     def loss(self, model, batch):
         batch = dict(batch)
         targets = batch.pop("targets")
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters of peft sit inside it
         head = plain_head(model)
         if head is None:
-            logits = model(**batch, use_cache=False).logits.float().flatten(0, 1)
-            total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
+            out = model(**batch, use_cache=False)
+            total, nats = self.of_logits(out.logits.float().flatten(0, 1), targets.flatten())
         else:
-            hidden = model.base_model(**batch, use_cache=False)[0].flatten(0, 1)
+            out = model.base_model(**batch, use_cache=False)
             softcap = getattr(model.config, "final_logit_softcapping", None)
-            total = -linear_logprobs(hidden, head.weight, targets.flatten(), reduction="sum", softcap=softcap)
-        return LossOutput(total, (targets != IGNORE).sum())
+            total, nats = linear_loss(out[0].flatten(0, 1), head.weight, targets.flatten(), softcap=softcap, **self.extras)
+        weight, metrics = (targets != IGNORE).sum(), {"nats": nats.detach()} if any(self.extras.values()) else {}
+        router_loss = getattr(out, "router_loss", None)  # a mean over tokens, of our models with experts in training
+        if router_loss is not None:
+            total = total + router_loss * weight
+            metrics = {"nats": nats.detach()} | {name: value * weight for name, value in out.router_metrics.items()}
+        return LossOutput(total, weight, metrics)
+
+    def of_logits(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        "What `linear_loss` returns, from a whole table of logits."
+        nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        if not any(self.extras.values()):
+            return nats, nats
+        smooth = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum",
+                                 label_smoothing=self.extras["label_smoothing"])
+        return smooth + self.extras["z_loss"] * logits.logsumexp(-1)[targets != IGNORE].square().sum(), nats
 
 # %% ../../nbs/30_training/objectives.ipynb #f79ee601
 class Seq2Seq(Objective):

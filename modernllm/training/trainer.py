@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainStep', 'TrainResult', 'Trainer']
 
-# %% ../../nbs/30_training/trainer.ipynb #aa8b180c
+# %% ../../nbs/30_training/trainer.ipynb #ff868b3c
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -27,11 +27,12 @@ from ..core.telemetry import Telemetry
 from . import checkpoint as checkpoints
 from .allocator import keep_freed_memory
 from .callbacks import Callback, EarlyStop, ProgressBar
-from .config import TrainConfig, differences, uses_bfloat16
+from .config import TrainConfig, uses_bfloat16
 from .interrupt import Deferred
 from .muon import muon
 from .objectives import LossOutput, Objective
 from .optim import adamw
+from .resume import load_best, place, resume, rewind, state_of
 
 # %% ../../nbs/30_training/trainer.ipynb #c28ca977
 class TrainStep(nn.Module):
@@ -58,7 +59,7 @@ class TrainResult:
     stopped: str  # "finished", or what a callback said: "early_stop", "killed", …
     model: nn.Module  # with the weights of the last step
 
-# %% ../../nbs/30_training/trainer.ipynb #ccb18cbd
+# %% ../../nbs/30_training/trainer.ipynb #01053f25
 class Trainer:
     "Trains a model, and what the objective brings along, to the end of the config; resumes by itself."
 
@@ -92,6 +93,8 @@ class Trainer:
         self.module, self.optimizer = self.accelerator.prepare(step_module, optimizer)
         self.total_steps = config.steps(batches, self.accelerator.num_processes)
         self.step, self.tokens, self.stopped, self.best = 0, 0, None, None
+        self.skips: list[list[int]] = []  # [first, last] places of steps whose batches are passed over
+        self.wanted: tuple | None = None  # what `rewind` was called with
         self.history = {"train": [], "eval": []}
         self.window: dict[str, float] = {}  # sums since the last row of the history
         self.unread: list[tuple] = []  # steps whose numbers are still on the device
@@ -100,9 +103,13 @@ class Trainer:
         "Ask for an end after this step."
         self.stopped = self.stopped or reason
 
+    def rewind(self, step: int, window: int, why: str) -> None:
+        "Ask to go back before the `window` steps before `step`, and on without the batches of these and of `window` more."
+        self.wanted = self.wanted or (step, window, why)
+
     def fit(self) -> TrainResult:
         "Train to the end, from the newest sound checkpoint if there is one."
-        self._resume()
+        resume(self)
         if self.config.trackers:
             self.accelerator.init_trackers("modernllm", config=self.config.model_dump(exclude={"trackers"}))
         self.saved_at, self.logged_at, self.logged_tokens = time.monotonic(), time.perf_counter(), self.tokens
@@ -113,6 +120,9 @@ class Trainer:
                 leave = bool(self.stopped)
                 while not leave:
                     self._update()
+                    if self.wanted:
+                        rewind(self, *self.wanted)
+                        continue
                     if self.step == self.total_steps:
                         self.stop("finished")
                     if self.stopped or self._is_due(self.config.eval_every):
@@ -129,14 +139,7 @@ class Trainer:
 
     def load_best(self) -> dict:
         "Put the weights of the best evaluation into the model; returns its row."
-        if not self.folder or not self.best:
-            raise InputError("Trainer.load_best: needs a folder and at least one evaluation")
-        try:
-            found = checkpoints.load(self.folder, self.best["step"])
-        except ValueError as error:
-            raise RunFailed(f"the best checkpoint, of step {self.best['step']}, is damaged: {error}") from error
-        checkpoints.put_tensors(self.inner, found.weights)
-        return self.best
+        return load_best(self)
 
     def _update(self) -> None:
         "One step: gradients of the summed loss, divided by the global weight, clipped, applied."
@@ -168,13 +171,15 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step = number
+        self._call("updated")
         self.unread.append((number, rate, names, sums, norm, parts[:, 0]))
-        if accelerator.device.type == "cpu" or self._is_due(config.log_every):
+        due = number == self.total_steps or self._is_due(config.log_every) or self._is_due(config.eval_every)
+        if accelerator.device.type == "cpu" or due:
             self._read()
 
     def _index(self, number: int, micro: int) -> int:
         "The batch of a micro-step of this process."
-        done = (number - 1) * self.config.accumulation + micro
+        done = place(number, self.skips) * self.config.accumulation + micro
         return done * self.accelerator.num_processes + self.accelerator.process_index
 
     def _batch(self, index: int) -> dict:
@@ -189,7 +194,12 @@ class Trainer:
         for number, rate, names, sums, norm, losses in unread:
             (total, weight, *extra), norm = sums.tolist(), norm.item()
             if not math.isfinite(total) or not math.isfinite(norm):
-                self._fail(number, total, norm, losses.tolist())
+                what = f"loss is {total}" if not math.isfinite(total) else f"gradient norm is {norm}"
+                self._call("bad_step", number, what)
+                if not self.wanted:
+                    self._fail(number, what, losses.tolist())
+            if self.wanted:
+                return  # the weights of the steps from here on are given up
             self.tokens += round(weight)
             means = {"loss": total, **dict(zip(names, extra))}
             for name, value in [*means.items(), ("weight", weight)]:
@@ -210,10 +220,9 @@ class Trainer:
         self._event("step", **row, train_seconds=seconds, tokens_per_second=speed)
         self.logged_at, self.logged_tokens = time.perf_counter(), self.tokens
 
-    def _fail(self, number: int, total: float, norm: float, losses: list[float]) -> None:
+    def _fail(self, number: int, what: str, losses: list[float]) -> None:
         bad = [micro for micro, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
         where = ", ".join(str(self._index(number, micro)) for micro in bad)
-        what = f"loss is {total}" if not math.isfinite(total) else f"gradient norm is {norm}"
         kept = checkpoints.steps(self.folder) if self.folder else []
         rest = f"; the last good checkpoint is of step {kept[-1]}" if kept else ""
         self._event("stop", step=number, reason="failed")
@@ -224,6 +233,7 @@ class Trainer:
         if self.evaluate is None:
             return
         start = time.perf_counter()
+        self._call("eval_start")
         self.module.eval()
         with torch.no_grad():
             values = {name: float(value) for name, value in self.evaluate(self.model).items()}
@@ -256,35 +266,17 @@ class Trainer:
 
     def _save(self) -> None:
         self._read()
-        if not self.folder:
+        if not self.folder or self.wanted:
             return
-        state = {"step": self.step, "tokens": self.tokens, "stopped": self.stopped, "best": self.best, "history": self.history,
-                 "window": self.window, "config": self.config.to_dict(), "callbacks": [c.state_dict() for c in self.callbacks]}
         start = time.perf_counter()
         if self.accelerator.is_main_process:
-            found = checkpoints.Checkpoint(checkpoints.trained_tensors(self.inner), self.optimizer.state_dict(), state)
-            checkpoints.save(self.folder, found, self.step, needs=[self.best["step"]] if self.best else [])
+            checkpoints.save(self.folder, state_of(self), self.step, needs=[self.best["step"]] if self.best else [])
             checkpoints.prune(self.folder, self.step, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self.saved_at, seconds = time.monotonic(), time.perf_counter() - start
         self.logged_at += seconds
         self._event("checkpoint", step=self.step, checkpoint_seconds=seconds)
         self._call("checkpoint", checkpoints.name(self.folder, self.step))
-
-    def _resume(self) -> None:
-        found = checkpoints.load_latest(self.folder) if self.folder else None
-        if found is None:
-            return
-        state, other = found.state, differences(self.config, found.state["config"])
-        if other:
-            raise InputError(f"{self.folder} holds checkpoints of a training with other settings: {other}")
-        checkpoints.put_tensors(self.inner, found.weights)
-        self.optimizer.load_state_dict(found.optimizer)
-        self.step, self.tokens, self.stopped, self.best = (state[k] for k in ("step", "tokens", "stopped", "best"))
-        self.history, self.window = state["history"], state["window"]
-        for callback, memory in zip(self.callbacks, state["callbacks"]):
-            callback.load_state_dict(memory)
-        self._event("resume", step=self.step)
 
     def _call(self, hook: str, *values) -> None:
         for callback in self.callbacks:
