@@ -1,0 +1,74 @@
+"""Predicted and measured memory of training steps: `python tests/models/peak_memory.py [NAME ...]`.
+
+Each shape is trained for three steps in a process of its own. Measured is the process's peak resident memory less what it
+held before: after all imports and the training of a tiny model, so that what libraries load late is not counted.
+"""
+
+import json
+import subprocess
+import sys
+
+from modernllm.models.budget import step_memory
+from modernllm.models.config import ModernLLMConfig
+
+MB = 2**20
+SMALL = {"vocab_size": 4096, "hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
+MEDIUM = {"vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
+REGULARISED = {"residual_dropout": 0.1, "embedding_dropout": 0.1, "attention_dropout": 0.1}
+SHAPES = {  # name: (fields, sequences, tokens of each)
+    "small 1": (SMALL, 1, 256),
+    "small 4": (SMALL, 4, 256),
+    "small 16": (SMALL, 16, 256),
+    "medium 1": (MEDIUM, 1, 256),
+    "medium 4": (MEDIUM, 4, 256),
+    "small 32 short": (SMALL, 32, 128),
+    "small 4 long": (SMALL, 4, 512),
+    "small 8 dropout": (SMALL | REGULARISED, 8, 256),
+    "small 8 grouped": (SMALL | {"num_key_value_heads": 1, "qk_norm": True, "attention_gate": True}, 8, 256),
+    "small 8 window": (SMALL | {"sliding_window": 64}, 8, 256),
+    "untied 4": (MEDIUM | {"tie_word_embeddings": False, "final_logit_softcapping": 20.0}, 4, 256),
+    "16k words 4": (MEDIUM | {"vocab_size": 16000}, 4, 256),
+    "deep 16": (SMALL | {"hidden_size": 64, "num_hidden_layers": 16}, 16, 128),
+    "medium 16": (MEDIUM, 16, 256),
+}
+
+PROGRAM = """
+import json, sys
+import torch
+from modernllm.evaluation.bench import ZipfBatches
+from modernllm.models.config import ModernLLMConfig
+from modernllm.models.transformer import ModernDecoderLM
+from modernllm.training.objectives import LanguageModelling
+from modernllm.training.trainer import TrainConfig, Trainer
+
+def held(name):  # VmHWM: this program's own peak; getrusage's also counts the process it was forked from
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+def train(fields, batch_size, context, steps):
+    model = ModernDecoderLM(ModernLLMConfig.checked(**fields))
+    config = TrainConfig(max_steps=steps, learning_rate=1e-3, schedule="constant", warmup_steps=0, precision="bf16")
+    Trainer(model, LanguageModelling(), ZipfBatches(model.config.vocab_size, batch_size, context), config, callbacks=[]).fit()
+
+torch.set_num_threads(1)
+train({"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}, 1, 8, 1)
+before = held("VmRSS")
+train(*json.loads(sys.argv[1]), 3)
+print(held("VmHWM") - before)
+"""
+
+
+def predicted(name: str) -> int:
+    fields, batch_size, context = SHAPES[name]
+    return step_memory(ModernLLMConfig.checked(**fields), batch_size, context)["peak"]
+
+
+def measured(name: str) -> int:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(SHAPES[name])], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+if __name__ == "__main__":
+    print(f"{'shape':18}{'predicted':>10}{'measured':>10}{'ratio':>8}")
+    for name in sys.argv[1:] or SHAPES:
+        ours, theirs = predicted(name), measured(name)
+        print(f"{name:18}{ours / MB:>10.1f}{theirs / MB:>10.1f}{ours / theirs:>8.2f}", flush=True)

@@ -1,0 +1,132 @@
+"The arithmetic against models that are really built, trained and asked."
+
+import peak_memory
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from modernllm.core.config import InputError
+from modernllm.models import budget
+from modernllm.models.config import ModernLLMConfig
+from modernllm.models.kernels import BLOCK
+from modernllm.models.transformer import ModernDecoderLM
+from modernllm.training import logprobs
+from modernllm.training.objectives import LanguageModelling
+
+
+@st.composite
+def configs(draw, experts=True):
+    kv_heads, dropout = draw(st.integers(1, 2)), st.sampled_from([0.0, 0.1])
+    heads = kv_heads * draw(st.integers(1, 3))
+    window = draw(st.sampled_from([None, 10, 70]))
+    fields = {
+        "vocab_size": draw(st.integers(20, 200)), "hidden_size": 4 * heads, "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": draw(st.sampled_from([None, 2, 16])),
+        "sliding_window": window, "full_attention_every": draw(st.sampled_from([None, 2])) if window else None,
+        "final_logit_softcapping": draw(st.sampled_from([None, 20.0])), "residual_dropout": draw(dropout),
+        "embedding_dropout": draw(dropout), "attention_dropout": draw(dropout),
+        **{name: draw(st.booleans()) for name in ("tie_word_embeddings", "qk_norm", "attention_gate", "attention_sinks")},
+    }
+    if experts and draw(st.booleans()):
+        fields |= {
+            "num_local_experts": draw(st.integers(2, 4)), "num_experts_per_tok": draw(st.integers(1, 2)),
+            "decoder_sparse_step": draw(st.integers(1, min(2, fields["num_hidden_layers"]))),
+            "shared_expert_intermediate_size": draw(st.sampled_from([None, 24])),
+        }
+    return ModernLLMConfig.checked(**fields)
+
+
+def step(model, ids):
+    return LanguageModelling().loss(model, {"input_ids": ids, "targets": ids}).total
+
+
+@settings(max_examples=25, deadline=None)
+@given(configs())
+def test_parameters_are_those_of_the_built_model(config):
+    with torch.device("meta"):
+        model = ModernDecoderLM(config)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    counts = budget.parameters(config)
+    assert budget.total_parameters(config).total == sum(sizes.values())
+    assert counts["norms"].total == sum(n for name, n in sizes.items() if "norm" in name)
+    unused = config.num_local_experts - config.num_experts_per_tok
+    experts = sum(n for name, n in sizes.items() if ".experts." in name)
+    idle = experts // config.num_local_experts * unused if experts else 0
+    assert counts["experts"].total - counts["experts"].active == idle
+    assert all(count.total == count.active for name, count in counts.items() if name != "experts")
+
+
+@settings(max_examples=15, deadline=None)
+@given(configs(experts=False), st.integers(1, 3), st.integers(2, 150))
+def test_activations_are_what_the_graph_saves(config, batch_size, context):
+    model, storages = ModernDecoderLM(config).train(), {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def look(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        step(model, torch.randint(0, config.vocab_size, (batch_size, context)))
+    saved = sum(storage.nbytes() for address, storage in storages.items() if address not in own)
+    assert saved == sum(budget.activations(config, batch_size, context).values())
+
+
+@settings(max_examples=10, deadline=None)
+@given(configs(), st.integers(1, 3), st.integers(2, 150))
+def test_training_flops_are_the_counted_products(config, batch_size, context):
+    ids = torch.randint(0, config.vocab_size, (batch_size, context))
+    with FlopCounterMode(display=False) as counted:
+        step(ModernDecoderLM(config), ids).backward()
+    expected = batch_size * context * sum(budget.training_flops(config, context, BLOCK).values())
+    assert counted.get_total_flops() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_generation_with_a_cache(kv_heads):
+    config = ModernLLMConfig.checked(vocab_size=50, hidden_size=32, num_attention_heads=4, num_key_value_heads=kv_heads)
+    model, ids = ModernDecoderLM(config).eval(), torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        cache = model(ids[:, :5], use_cache=True).past_key_values
+        with FlopCounterMode(display=False) as counted:
+            model(ids[:, 5:], past_key_values=cache, output_attentions=True)
+    assert counted.get_total_flops() == 2 * sum(budget.forward_flops(config, 6).values())
+    assert sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)) == 12 * budget.cache_bytes(config)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300), st.none() | st.integers(1, 300))
+def test_mean_keys_counts_pairs(context, window):
+    pairs = sum(q - k < (window or context) for q in range(context) for k in range(q + 1))
+    assert budget.mean_keys(context, window) * context == pytest.approx(pairs)
+    assert budget.mean_keys(context, window) <= budget.mean_keys(context, window, BLOCK)
+
+
+def test_table_of_a_model_is_that_of_its_config(capsys):
+    config = ModernLLMConfig.checked(vocab_size=100, hidden_size=32)
+    budget.print_param_table(config)
+    printed = capsys.readouterr().out
+    budget.print_param_table(ModernDecoderLM(config))
+    assert capsys.readouterr().out == printed
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == [
+        "embedding", "attention", "feed-forward", "experts", "norms", "head", "total"]
+
+
+@pytest.mark.parametrize("fields, context, named", [
+    ({"num_local_experts": 2}, 16, "num_local_experts"),
+    ({}, 1025, "context"),
+])
+def test_memory_that_cannot_be_predicted_is_refused(fields, context, named):
+    with pytest.raises(InputError, match=named):
+        budget.step_memory(ModernLLMConfig.checked(**fields), 1, context)
+
+
+def test_the_loss_takes_as_many_rows_as_predicted():
+    assert logprobs.ROWS["cpu"] == budget.LOSS_ROWS
+
+
+def test_predicted_peak_is_the_measured_one():
+    assert peak_memory.predicted("small 4") == pytest.approx(peak_memory.measured("small 4"), rel=0.1)
