@@ -7,6 +7,8 @@ _EXPORTS = {
     "ModernDecoderLM": "transformer",
     "to_llama": "convert",
     "from_llama": "convert",
+    "to_mixtral": "convert",
+    "from_mixtral": "convert",
     "generate_text": "generation",
 }
 __all__ = list(_EXPORTS)
