@@ -1,4 +1,4 @@
-"""Configuration, decoder, conversion, generation. Public names are loaded when they are first used."""
+"""Configuration, decoder, conversion, generation, cost. Public names are loaded when they are first used."""
 
 from importlib import import_module
 
@@ -10,6 +10,12 @@ _EXPORTS = {
     "to_mixtral": "convert",
     "from_mixtral": "convert",
     "generate_text": "generation",
+    "print_param_table": "budget",
+    "total_parameters": "budget",
+    "forward_flops": "budget",
+    "training_flops": "budget",
+    "cache_bytes": "budget",
+    "step_memory": "budget",
 }
 __all__ = list(_EXPORTS)
 
