@@ -12,6 +12,7 @@ _EXPORTS = {
     "EMA": "averaging",
     "LastAverage": "averaging",
     "SpikeGuard": "guard",
+    "LearningRates": "lr_find",
     "linear_logprobs": "logprobs",
     "linear_loss": "logprobs",
     "LanguageModelling": "objectives",
