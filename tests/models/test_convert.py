@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from modernllm.core.config import InputError
 from modernllm.models.config import ModernLLMConfig
-from modernllm.models.convert import from_llama, to_llama
+from modernllm.models.convert import from_llama, to_llama, to_qwen3
 from modernllm.models.transformer import ModernDecoderLM
 
 TINY = dict(vocab_size=50, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
@@ -123,3 +123,18 @@ def test_a_folder_without_weights(tmp_path):
     with pytest.raises(InputError, match="cannot be read") as caught:
         from_llama(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_key_value_heads": 2, "tie_word_embeddings": False, "head_dim": 16}])
+def test_normed_heads_are_a_qwen3(options, tmp_path):
+    torch.manual_seed(0)
+    ours = ModernDecoderLM(ModernLLMConfig(**TINY, **options, qk_norm=True, initializer_range=0.2)).eval()
+    for layer in ours.model.layers:
+        torch.nn.init.normal_(layer.self_attn.q_norm.weight, 1, 0.3)
+    to_qwen3(ours).save_pretrained(tmp_path)
+    ids = torch.randint(0, 50, (2, 40))
+    with torch.no_grad():
+        close(ours(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits)
+    for fields, named in (({}, "qk_norm=False"), ({"qk_norm": True, "attention_gate": True}, "attention_gate=True")):
+        with pytest.raises(InputError, match=named):
+            to_qwen3(ModernDecoderLM(ModernLLMConfig(**TINY, **fields)))
