@@ -6,6 +6,7 @@
 __all__ = ['FREE', 'TrainConfig', 'uses_bfloat16', 'differences']
 
 # %% ../../nbs/30_training/config.ipynb #a49a7ec6
+import importlib.util
 from typing import Literal
 
 import pydantic
@@ -46,6 +47,14 @@ class TrainConfig(Config):
         if (self.max_steps is None) == (self.max_tokens is None):
             raise ValueError("give exactly one of max_steps and max_tokens")
         return self
+
+    @pydantic.field_validator("trackers")
+    @classmethod
+    def _are_installed(cls, trackers):
+        for name in trackers:  # Accelerate would train without it and only warn
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"need {name}, which is not installed; .venv/bin/pip install {name}")
+        return trackers
 
     def steps(
         self,

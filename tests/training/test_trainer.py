@@ -275,6 +275,12 @@ def test_tensorboard(tmp_path):
         make(None, trackers=["tensorboard"])
 
 
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="trackers need wandb, which is not installed"):
+        config(trackers=["wandb"])
+
+
 def test_max_tokens():
     trainer = make(max_steps=None, max_tokens=1000)
     assert trainer.total_steps == math.ceil(1000 / (2 * ShuffledBatches.tokens_per_batch))
