@@ -29,7 +29,7 @@ def made_from(
     folders = [here.records(profile), here.figures(profile), here.root / "report"]
     files = [f.relative_to(here.root) for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()]
     made = [[str(f), file_sha256(here.root / f)] for f in files if f.parts[:2] != ("report", "build")]
-    return json_sha256([source_hash(["modernllm.reporting.render"]), made])
+    return json_sha256([profile, source_hash(["modernllm.reporting.render"]), made])
 
 # %% ../../nbs/70_cli/report.ipynb #d17a5176
 @report.command(epilog=examples(
