@@ -34,7 +34,7 @@ def test_public_names_are_found():
     import modernllm.training
 
     for package in (modernllm.core, modernllm.data, modernllm.models, modernllm.training):
-        for name in getattr(package, "_EXPORTS", None) or package._HOME:
+        for name in package._EXPORTS:
             assert getattr(package, name) is not None
         with pytest.raises(AttributeError):
             package.no_such_name  # noqa: B018

@@ -1,6 +1,6 @@
 """Data sets: where they come from, tokenizers, packed corpora. Public names are loaded when they are first used."""
 
-from importlib import import_module
+from modernllm import lazily
 
 # public name: module of this package that defines it
 _EXPORTS = {
@@ -18,13 +18,4 @@ _EXPORTS = {
     "token_split": "corpus",
     "write_manifest": "manifest",
 }
-
-
-def __getattr__(name):
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-
-
-def __dir__():
-    return [*globals(), *_EXPORTS]
+__getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

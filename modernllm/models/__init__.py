@@ -1,6 +1,6 @@
 """Configuration, decoder, conversion, generation, cost. Public names are loaded when they are first used."""
 
-from importlib import import_module
+from modernllm import lazily
 
 _EXPORTS = {
     "ModernLLMConfig": "config",
@@ -19,14 +19,4 @@ _EXPORTS = {
     "cache_bytes": "budget",
     "step_memory": "budget",
 }
-__all__ = list(_EXPORTS)
-
-
-def __getattr__(name):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
-
-def __dir__():
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)
