@@ -33,10 +33,10 @@ def place(
 ) -> str: # "embedded", "mirror", "mirror+hub" or "hub"
     "Where a data set would be read from; a mirror may hold only some of its splits."
     from modernllm.core.config import settings
-    from modernllm.data.sources import _mirror_hashes
+    from modernllm.data.sources import mirror_hashes
     if not source.hub:
         return "embedded"
-    listed = _mirror_hashes(settings().data) if settings().data else {}
+    listed = mirror_hashes(settings().data) if settings().data else {}
     held = [split for split, file in source.mirror.items() if file.path in listed]
     return "hub" if not held else "mirror" if len(held) == len(source.splits) else "mirror+hub"
 

@@ -154,7 +154,7 @@ def activations(
         window = None if window is None or window >= context else window
         probabilities = heads * mean_keys(context, window, BLOCK)
         table += 2 * probabilities * (1 + (c.attention_dropout > 0))
-        table += 4 * (probabilities + heads) * c.attention_sinks  # the sinks' share is a view of the float32 table
+        table += 4 * heads * c.attention_sinks
     by_layer = {
         "normed inputs": 2 * 2 * c.hidden_size,
         "queries, keys, values": 2 * 4 * width,

@@ -101,7 +101,7 @@ class _CausalAttention(torch.autograd.Function):
                 factors = dropout_factors(probs.shape, p, probs.dtype) if p else None
                 block = torch.bmm(probs if factors is None else probs * factors, v[:, first:end])
                 out[:, start:end] = block.view(batch, heads, end - start, dim).transpose(1, 2)
-                saved += [probs, factors, sunk]
+                saved += [probs, factors, None if sunk is None else sunk.clone()]  # without the table it is a view of
         ctx.save_for_backward(q, k, v, *saved)
         ctx.sinks_dtype = None if sinks is None else sinks.dtype
         return out.transpose(1, 2)

@@ -21,13 +21,13 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from ..core.config import InputError, RunFailed
+from ..core.config import RunFailed
 from ..core.seeding import seed_everything, step_seed
 from ..core.telemetry import Telemetry
 from . import checkpoint as checkpoints
 from .allocator import keep_freed_memory
 from .callbacks import Callback, EarlyStop, ProgressBar
-from .config import TrainConfig, uses_bfloat16
+from .config import TrainConfig, used_trackers, uses_bfloat16
 from .interrupt import Deferred
 from .muon import muon
 from .objectives import LossOutput, Objective
@@ -80,10 +80,9 @@ class Trainer:
         self.callbacks = list(callbacks) if callbacks is not None else [ProgressBar()]
         if config.early_stop_patience:
             self.callbacks.append(EarlyStop(config.early_stop_patience))
-        if config.trackers and not folder:
-            raise InputError("TrainConfig: trackers need a folder to write to")
+        self.trackers = used_trackers(config, folder)
         # Precision is TrainStep's business: Accelerate's own setting could not change within a process.
-        self.accelerator = Accelerator(mixed_precision="no", log_with=list(config.trackers) or None, project_dir=folder)
+        self.accelerator = Accelerator(mixed_precision="no", log_with=self.trackers or None, project_dir=folder)
         keep_freed_memory()
         step_module = TrainStep(model, objective, uses_bfloat16(config.precision, self.accelerator.device))
         make = partial(muon, bf16=step_module.bf16) if config.optimizer == "muon" else adamw
@@ -110,7 +109,7 @@ class Trainer:
     def fit(self) -> TrainResult:
         "Train to the end, from the newest sound checkpoint if there is one."
         resume(self)
-        if self.config.trackers:
+        if self.trackers:
             self.accelerator.init_trackers("modernllm", config=self.config.model_dump(exclude={"trackers"}))
         self.saved_at, self.logged_at, self.logged_tokens = time.monotonic(), time.perf_counter(), self.tokens
         self.module.train()
@@ -132,7 +131,7 @@ class Trainer:
                         self._save()
             finally:
                 self._call("fit_end")
-                if self.config.trackers:
+                if self.trackers:
                     self.accelerator.end_training()
             self._event("stop", step=self.step, reason=self.stopped or "interrupted")
         return TrainResult(self.step, self.tokens, self.best, self.history, self.stopped, self.model)
@@ -287,6 +286,6 @@ class Trainer:
             return
         if self.telemetry:
             self.telemetry.event(kind, part=self.folder.name if self.folder else None, **fields)
-        if self.config.trackers and kind in ("step", "eval"):
+        if self.trackers and kind in ("step", "eval"):
             values = {f"{kind}/{name}": value for name, value in fields.items() if name != "step"}
             self.accelerator.log(values, step=fields["step"])

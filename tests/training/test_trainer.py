@@ -13,6 +13,7 @@ from modernllm.core.config import InputError, RunFailed
 from modernllm.core.telemetry import Telemetry
 from modernllm.training import checkpoint as checkpoints
 from modernllm.training.callbacks import Callback, KillRule
+from modernllm.training.config import used_trackers
 from modernllm.training.objectives import LossOutput, Objective
 from modernllm.training.schedule import SHAPES, learning_rate
 from modernllm.training.trainer import Trainer
@@ -268,9 +269,13 @@ def test_events(tmp_path):
     assert [e["reason"] for e in events if e["kind"] == "stop"] == ["interrupted", "finished"]
 
 
-def test_tensorboard(tmp_path):
-    make(tmp_path, trackers=["tensorboard"]).fit()
+def test_trackers(tmp_path, monkeypatch):
+    make(tmp_path, trackers=None).fit()
     assert list(tmp_path.rglob("events.out.tfevents*"))
+    assert used_trackers(config(trackers=None), None) == used_trackers(config(trackers=[]), tmp_path) == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert used_trackers(config(trackers=None), tmp_path) == ["tensorboard", "wandb"]
     with pytest.raises(InputError, match="folder"):
         make(None, trackers=["tensorboard"])
 

@@ -94,7 +94,7 @@ def weights_hash(*modules):
 
 def config(**changes):
     fields = dict(max_steps=300, learning_rate=3e-3, accumulation=2, seed=5, eval_every=7, log_every=4,
-                  checkpoint_every_steps=3, checkpoint_every_minutes=0, keep_checkpoints=2)
+                  checkpoint_every_steps=3, checkpoint_every_minutes=0, keep_checkpoints=2, trackers=())
     return TrainConfig(**{**fields, **changes})
 
 
