@@ -17,7 +17,7 @@ from pydantic import Field
 
 from ..core.config import Config, InputError, atomic_write, did_you_mean, load_yaml
 from ..core.provenance import json_sha256
-from ..core.runs import lock, unlock
+from ..core.locks import lock, unlock
 
 # %% ../../nbs/70_cli/recipe.ipynb #b80be609
 Positive = typing.Annotated[int, Field(ge=1)]

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from modernllm.cli.app import main
-from modernllm.core.runs import lock, unlock
+from modernllm.core.locks import lock, unlock
 from modernllm.core.telemetry import Telemetry
 
 SMALL = ["vocab_size=512", "limit_documents=20", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2",

@@ -11,7 +11,7 @@ from modernllm.core import execute, graph
 from modernllm.core.batch import run as run_batch
 from modernllm.core.config import InputError, RunFailed, settings
 from modernllm.core.records import load_record
-from modernllm.core.runs import unlock
+from modernllm.core.locks import unlock
 
 
 def in_this_process(notebook, output, parameters, threads=1, gpus=0):
