@@ -37,9 +37,10 @@ def rms_norm(
     eps: float,  # added to the mean square
 ) -> Tensor:  # (..., dim), in the dtype of autocast where it is on, else of x
     "`F.rms_norm(x, weight.shape, weight, eps)`, (Zhang & Sennrich 2019, equation 4)."
-    if x.device.type != "cpu":
-        return F.rms_norm(x, weight.shape, weight, eps)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if kind != "cpu":  # under autocast F.rms_norm gives float32, which each reader would cast and keep for itself
+        return F.rms_norm(x, weight.shape, weight, eps).to(dtype)
     return _RMSNorm.apply(x, weight, eps, dtype)
 
 # %% ../../nbs/20_models/kernels.ipynb #323b8294
