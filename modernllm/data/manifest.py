@@ -107,28 +107,29 @@ def write_manifest(
     manifest = {"format": 1, "datasets": {name: describe(name) for name in CATALOGUE}}
     return atomic_write(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../../nbs/10_data/manifest.ipynb #43923b40
+# %% ../../nbs/10_data/manifest.ipynb #73ba04ac
 def length_histogram(
     corpora: list[Corpus],
 ) -> "Figure":
     "Left: length of the training documents in tokens. Right: length of the tokens of the training split in bytes."
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
-    sns.set_theme(style="whitegrid", context="paper", palette="colorblind")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.6), layout="constrained")
-    for number, corpus in enumerate(corpora):
-        style = {"label": corpus.name, "color": f"C{number}", "linestyle": ("-", "--", ":", "-.")[number % 4]}
-        lengths = document_lengths(corpus.train)
-        share, edges = np.histogram(lengths, bins=np.geomspace(16, 65536, 37), weights=np.full(len(lengths), 1 / len(lengths)))
-        left.stairs(share, edges, linewidth=1.5, **style)
-        counts = np.bincount(corpus.train.tokens, minlength=corpus.vocab_size)
-        share = np.bincount(token_lengths(corpus), weights=counts / counts.sum())[1:17]
-        right.plot(np.arange(1, len(share) + 1), share, marker="osD^"[number % 4], markersize=3, linewidth=1.5, **style)
-    left.set(xscale="log", xlabel="tokens in a document", ylabel="share of documents")
-    right.set(xlabel="bytes in a token", ylabel="share of tokens", xticks=range(2, 17, 2))
-    left.legend(frameon=False)
-    sns.despine(figure)
+    from modernllm.core.plotting import PAGE, series_look, style
+
+    with style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.2))
+        for number, corpus in enumerate(corpora):
+            look = {"label": corpus.name, **series_look(number)}
+            marker = look.pop("marker")
+            lengths = document_lengths(corpus.train)
+            bins, weights = np.geomspace(16, 65536, 37), np.full(len(lengths), 1 / len(lengths))
+            left.stairs(*np.histogram(lengths, bins=bins, weights=weights), **look)
+            counts = np.bincount(corpus.train.tokens, minlength=corpus.vocab_size)
+            share = np.bincount(token_lengths(corpus), weights=counts / counts.sum())[1:17]
+            right.plot(np.arange(1, len(share) + 1), share, marker=marker, **look)
+        left.set(xscale="log", xlabel="tokens in a document", ylabel="share of documents")
+        right.set(xlabel="bytes in a token", ylabel="share of tokens", xticks=range(2, 17, 2))
+        left.legend()
     return figure
 
 
@@ -136,14 +137,7 @@ def write_histogram(
     names: tuple[str, ...] = ("wikitext2", "embedded_docs"),
 ) -> list[Path]:
     "Draw `length_histogram` of some data sets into figures/, as SVG and PNG."
-    import matplotlib
+    from modernllm.core.plotting import write_figure
 
-    folder = settings().root / "figures"
-    folder.mkdir(exist_ok=True)
     figure = length_histogram([load_corpus(name, VOCAB_SIZE) for name in names])
-    paths = [folder / "token_lengths.svg", folder / "token_lengths.png"]
-    # the same data gives the same bytes: no date, no random identifiers
-    with matplotlib.rc_context({"svg.hashsalt": "modernllm"}):
-        figure.savefig(paths[0], metadata={"Date": None})
-    figure.savefig(paths[1], dpi=300, metadata={"Software": None})
-    return paths
+    return list(write_figure(figure, settings().root / "figures", "token_lengths").values())
