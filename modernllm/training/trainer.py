@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainStep', 'TrainResult', 'Trainer']
 
-# %% ../../nbs/30_training/trainer.ipynb #ff868b3c
+# %% ../../nbs/30_training/trainer.ipynb #c3a4a80c
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +33,7 @@ from .muon import muon
 from .objectives import LossOutput, Objective
 from .optim import adamw
 from .resume import load_best, place, resume, rewind, state_of
+from .utilisation import limits
 
 # %% ../../nbs/30_training/trainer.ipynb #c28ca977
 class TrainStep(nn.Module):
@@ -59,7 +60,7 @@ class TrainResult:
     stopped: str  # "finished", or what a callback said: "early_stop", "killed", …
     model: nn.Module  # with the weights of the last step
 
-# %% ../../nbs/30_training/trainer.ipynb #01053f25
+# %% ../../nbs/30_training/trainer.ipynb #97bf2a8f
 class Trainer:
     "Trains a model, and what the objective brings along, to the end of the config; resumes by itself."
 
@@ -109,6 +110,8 @@ class Trainer:
     def fit(self) -> TrainResult:
         "Train to the end, from the newest sound checkpoint if there is one."
         resume(self)
+        if self.telemetry and not self.stopped:
+            limits(self)
         if self.trackers:
             self.accelerator.init_trackers("modernllm", config=self.config.model_dump(exclude={"trackers"}))
         self.saved_at, self.logged_at, self.logged_tokens = time.monotonic(), time.perf_counter(), self.tokens

@@ -10,11 +10,16 @@ from torch import nn
 from workers import ShuffledBatches, Signal, TinyModel, TinyObjective, config, evaluate_on, weights_hash
 
 from modernllm.core.config import InputError, RunFailed
-from modernllm.core.telemetry import Telemetry
+from modernllm.core.telemetry import Ledger, Telemetry
+from modernllm.models.budget import training_flops
+from modernllm.models.config import ModernLLMConfig
+from modernllm.models.convert import to_llama
+from modernllm.models.transformer import ModernDecoderLM
 from modernllm.training import checkpoint as checkpoints
+from modernllm.training import utilisation
 from modernllm.training.callbacks import Callback, KillRule
 from modernllm.training.config import used_trackers
-from modernllm.training.objectives import LossOutput, Objective
+from modernllm.training.objectives import LanguageModelling, LossOutput, Objective
 from modernllm.training.schedule import SHAPES, learning_rate
 from modernllm.training.trainer import Trainer
 
@@ -338,3 +343,31 @@ def test_live_plot_is_a_picture():
         warnings.simplefilter("error")
         for history in ({"train": [], "eval": []}, make().fit().history):
             assert LivePlot().png(history).startswith(b"\x89PNG")
+
+
+def test_the_share_of_the_machine_is_known_for_our_own_models_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(utilisation, "matmul_limit", lambda device, dtype: 5e9)
+    utilisation._limit.cache_clear()
+    ids = torch.arange(32).view(2, 16)
+    batch = {"input_ids": ids, "targets": ids.clone()}
+    batch["targets"][1] = -100  # half of the work is not counted, so what is counted costs twice as much
+    shape = dict(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ours = ModernDecoderLM(ModernLLMConfig(**shape))
+    for name, model in (("ours", ours), ("frozen", None), ("llama", to_llama(ours))):
+        if model is None:
+            model = ModernDecoderLM(ours.config)
+            model.model.embed_tokens.requires_grad_(False)
+        log = Telemetry(tmp_path / name)
+        trainer = Trainer(model, LanguageModelling(), [batch] * 3, config(max_steps=3, accumulation=1, log_every=1),
+                          callbacks=(), telemetry=log)
+        trainer.fit()
+        trainer.fit()  # finished: nothing more is measured
+        ledger = Ledger.read(tmp_path / name)
+        if name == "ours":
+            flops = 2 * sum(training_flops(ours.config, 16).values())
+            limits = [e for e in log.read(tmp_path / name) if e["kind"] == "limit"]
+            assert [(e["flops_per_token"], e["matmul_limit"]) for e in limits] == [(flops, 5e9)]
+            assert ledger.mfu == pytest.approx(ledger.throughput * flops / 5e9) and ledger.matmul_limit == 5e9
+        else:
+            assert ledger.throughput and ledger.mfu is None and ledger.matmul_limit is None
+    utilisation._limit.cache_clear()
