@@ -138,7 +138,7 @@ def test_two_trainers_in_one_run_are_told_apart():
 def test_price(monkeypatch):
     monkeypatch.setenv("MODERNLLM_CPU_HOUR_PRICE", "2")
     monkeypatch.setenv("MODERNLLM_GPU_HOUR_PRICE", "10")
-    ledger = Ledger(1.0, 1.0, 0.5, 0.25, 0.25, None, 1.0, None, None)
+    ledger = Ledger(1.0, 1.0, 0.5, 0.25, 0.25, None, 1.0, None, None, None, None)
     assert ledger.usd == 8.0
 
 
