@@ -186,6 +186,18 @@ def test_limit_is_part_of_the_identity(mirror, cache):
             load_corpus("wikitext2", 270, limit_documents=wrong)
 
 
+def test_a_part_of_the_training_split_is_spread_over_it_and_leaves_the_others_whole(mirror, shared_cache):
+    whole = load_corpus("wikitext2", 270)
+    part = load_corpus("wikitext2", every_nth=3, tokenizer=whole.tokenizer)
+    texts = [np.split(corpus.train.tokens, corpus.train.document_starts[1:]) for corpus in (whole, part)]
+    assert len(texts[1]) == -(-len(texts[0]) // 3) and all(np.array_equal(a, b) for a, b in zip(texts[0][::3], texts[1]))
+    assert part.validation.fingerprint == whole.validation.fingerprint
+    assert part.train.fingerprint != whole.train.fingerprint and part.train.note.endswith("one document in 3")
+    for wrong in (0, 1.5, None):
+        with pytest.raises(InputError, match="every_nth is"):
+            load_corpus("wikitext2", 270, every_nth=wrong)
+
+
 def test_disk_full_leaves_no_half_corpus(mirror, cache, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
