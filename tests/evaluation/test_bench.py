@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from modernllm.core.config import InputError
-from modernllm.evaluation.bench import SHAPES, BenchResult, ZipfBatches, bench_train, train_flops_per_token
-from modernllm.models.config import ModernLLMConfig
-from modernllm.models.transformer import ModernDecoderLM
+from modernllm.evaluation.bench import BenchResult, ZipfBatches, bench_train
 
 
 def test_both_sides_train_alike_and_threads_are_restored():
@@ -25,13 +23,6 @@ def test_batches_depend_on_their_number_alone():
     first, again, other = batches[4], ZipfBatches(50, 3, 7)[4], batches[5]
     assert torch.equal(first["input_ids"], again["input_ids"]) and not torch.equal(first["input_ids"], other["input_ids"])
     assert torch.equal(first["input_ids"][:, 1:], first["targets"][:, :-1])
-
-
-def test_an_untied_head_costs_what_a_tied_one_does():
-    tied, untied = (
-        ModernDecoderLM(ModernLLMConfig.checked(**SHAPES["tiny"], tie_word_embeddings=tie)) for tie in (True, False)
-    )
-    assert train_flops_per_token(tied, 64) == train_flops_per_token(untied, 64)
 
 
 def test_the_printed_table():
