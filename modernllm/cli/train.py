@@ -12,7 +12,7 @@ import click
 
 from .app import examples
 
-# %% ../../nbs/70_cli/train.ipynb #ee73e050
+# %% ../../nbs/70_cli/train.ipynb #d8a0ccef
 @click.command(short_help="Train a model from nothing and save it.", epilog=examples(
     "modernllm train                                              a small model on embedded text, about a minute",
     "modernllm train hidden_size=256 learning_rate=3e-3 max_steps=1000",
@@ -36,6 +36,9 @@ def train(assignments, config, out, list_fields):
     out = out or settings().runs / "train" / recipe.key
     recipes.check_folder(out, recipe)
     result = fit(recipe, out)
+    from modernllm.training.parallel import processes
+    if not processes().is_main_process:
+        return
     click.echo(f"{result.steps} steps, {result.tokens:,} tokens, validation loss {result.history['eval'][-1]['loss']:.3f}")
     click.echo(f"model in {out / 'model'}; next:\n  modernllm evaluate {out}\n  modernllm generate {out} 'The function returns'")
 
@@ -46,20 +49,19 @@ def fit(
 ): # TrainResult
     "Read the data, build the model, train it, save it; the folder is taken only when nothing more can be wrong with the recipe."
     from modernllm.cli.recipe import claim, save_model
-    from modernllm.core.seeding import seed_everything
     from modernllm.core.telemetry import Telemetry
     from modernllm.data.corpus import LMBatches, load_corpus
     from modernllm.evaluation.perplexity import prefix_loss
+    from modernllm.evaluation.pretraining import new_decoder
     from modernllm.models.config import ModernLLMConfig
-    from modernllm.models.transformer import ModernDecoderLM
     from modernllm.training.objectives import LanguageModelling
+    from modernllm.training.parallel import processes
     from modernllm.training.trainer import Trainer
-    corpus = load_corpus(recipe.data.data, recipe.data.vocab_size, limit_documents=recipe.data.limit_documents)
-    ids = {f"{kind}_token_id": getattr(corpus.tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
-    config = ModernLLMConfig.checked(vocab_size=corpus.vocab_size, **ids, **recipe.model)
-    seed_everything(recipe.training.seed)
-    model = ModernDecoderLM(config)
-    context = config.max_position_embeddings
+    with processes().main_process_first(): # which fills the cache for the others
+        corpus = load_corpus(recipe.data.data, recipe.data.vocab_size, limit_documents=recipe.data.limit_documents)
+    given = dict(recipe.model)
+    context = given.pop("max_position_embeddings", ModernLLMConfig.max_position_embeddings)
+    model = new_decoder(corpus, context=context, seed=recipe.training.seed, **given)
     batches = LMBatches(corpus.train, block_size=context, batch_size=recipe.data.batch_size, seed=recipe.training.seed)
     evaluate = prefix_loss(corpus.validation, context=context, max_tokens=20_000)
     with claim(out, recipe):
@@ -67,7 +69,8 @@ def fit(
         result = Trainer(
             model, LanguageModelling(), batches, recipe.training, evaluate=evaluate, folder=out, telemetry=telemetry
         ).fit()
-        save_model(out / "model", model, corpus.tokenizer, recipe)
+        if processes().is_main_process:
+            save_model(out / "model", model, corpus.tokenizer, recipe)
         telemetry.close()
     return result
 
