@@ -240,7 +240,7 @@ def load_corpus(
     fingerprint = json_sha256([tokenizer_hash(tokenizer), {split: data.fingerprint for split, data in splits.items()}])
     return Corpus(name, tokenizer, splits, fingerprint, limit_documents)
 
-# %% ../../nbs/10_data/corpus.ipynb #866b8119
+# %% ../../nbs/10_data/corpus.ipynb #051ce108
 class LMBatches:
     "Batches for next-token prediction. `batches[i]` is a pure function of (seed, i), for every i from 0 on."
 
@@ -252,12 +252,13 @@ class LMBatches:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
+        separate_documents: bool = False,  # with positions by which attention stays inside a document
     ):
         _check_length(split, block_size)
         if type(batch_size) is not int or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}; allowed: an integer of 1 or more")
         self.split, self.block_size, self.batch_size = split, block_size, batch_size
-        self.seed, self.shuffle = seed, shuffle
+        self.seed, self.shuffle, self.separate_documents = seed, shuffle, separate_documents
         self.blocks_per_epoch = -(-(split.n_tokens - 1) // block_size)
         self.batches_per_epoch = -(-self.blocks_per_epoch // batch_size)
         self.tokens_per_batch = block_size * batch_size
@@ -276,20 +277,23 @@ class LMBatches:
         order = rng.permutation(len(starts))
         return starts[order], np.cumsum(lengths[order]), rng.permutation(self.blocks_per_epoch)
 
-    def _block(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        "Inputs and targets of one block of an epoch."
+    def _block(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        "Inputs, targets and positions in the document, or what the block has of it, of one block of an epoch."
         starts, ends, order = self._epoch(epoch)
         first = order[number] * self.block_size
         places = np.arange(first, min(first + self.block_size + 1, self.split.n_tokens))
         document = np.searchsorted(ends, places, side="right")
-        tokens = self.split.tokens[starts[document] + places - (ends[document - 1] * (document > 0))]
+        begins = ends[document - 1] * (document > 0)
+        tokens = self.split.tokens[starts[document] + places - begins]
         inputs = np.zeros(self.block_size, dtype=np.int64)
         targets = np.full(self.block_size, -100, dtype=np.int64)
         inputs[: len(tokens) - 1] = tokens[:-1]
         targets[: len(tokens) - 1] = tokens[1:]
-        return inputs, targets
+        positions = np.arange(self.block_size)
+        positions[: len(tokens) - 1] = (places - np.maximum(begins, first))[:-1]
+        return inputs, targets, positions
 
-    def __getitem__(self, i: int) -> dict:  # "input_ids" and "targets", both (batch_size, block_size) int64
+    def __getitem__(self, i: int) -> dict:  # "input_ids", "targets", perhaps "position_ids": (batch_size, block_size) int64
         "Batch number `i`, counted over all epochs."
         import torch
 
@@ -302,6 +306,8 @@ class LMBatches:
             numbers = [(0, number) for number in range(first, min(first + self.batch_size, self.blocks_per_epoch))]
         inputs = np.zeros((self.batch_size, self.block_size), dtype=np.int64)
         targets = np.full((self.batch_size, self.block_size), -100, dtype=np.int64)
+        positions = np.tile(np.arange(self.block_size), (self.batch_size, 1))
         for row, number in enumerate(numbers):
-            inputs[row], targets[row] = self._block(*number)
-        return {"input_ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+            inputs[row], targets[row], positions[row] = self._block(*number)
+        batch = {"input_ids": inputs, "targets": targets} | ({"position_ids": positions} if self.separate_documents else {})
+        return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modernllm.core.config import InputError, RunFailed
@@ -79,6 +79,22 @@ def test_targets_are_the_next_tokens(lengths, shape):
         assert inputs.shape == targets.shape == (shape["batch_size"], shape["block_size"]) and inputs.dtype == torch.int64
         known = targets[:, :-1] >= 0
         assert torch.equal(inputs[:, 1:][known & (targets[:, 1:] >= 0)], targets[:, :-1][known & (targets[:, 1:] >= 0)])
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=lengths, shape=shapes, shuffle=st.booleans())
+def test_positions_start_again_with_each_document_and_change_nothing_else(lengths, shape, shuffle):
+    split = split_from(lengths)
+    plain, apart = (LMBatches(split, **shape, shuffle=shuffle, separate_documents=flag) for flag in (False, True))
+    for i in range(2 * plain.batches_per_epoch):
+        batch, same = apart[i], plain[i]
+        assert all(torch.equal(batch[name], same[name]) for name in same) and set(batch) - set(same) == {"position_ids"}
+        for ids, targets, positions in zip(*(batch[name].tolist() for name in ("input_ids", "targets", "position_ids"))):
+            place = 0
+            for token, target, position in zip(ids, targets, positions):
+                place = 0 if token == 1 else place  # of <|endoftext|>
+                assert target == -100 or position == place
+                place += 1
 
 
 @given(lengths=lengths, shape=shapes)
