@@ -88,7 +88,7 @@ def fill(
 
 KNOWN = ("include", "meta", "var")
 
-# %% ../../nbs/60_reporting/render.ipynb #1be69cd4
+# %% ../../nbs/60_reporting/render.ipynb #2732d542
 def study_tables(
     profile: str,
 ) -> dict[str, str]:  # file name: Markdown
@@ -149,7 +149,8 @@ def stage(
     (folder / "figures").mkdir(exist_ok=True)
     for figure in [*settings().figures(profile).parent.glob("*.svg"), *settings().figures(profile).glob("*.svg")]:
         shutil.copy(figure, folder / "figures")
-    for name, text in study_tables(profile).items():
+    own = {path.name: path.read_text(encoding="utf-8") for path in settings().results(profile).glob("*.md")}
+    for name, text in (own | study_tables(profile)).items():
         atomic_write(folder / "_tables" / name, text)
     return folder, _stage_missing(what, profile, folder)
 

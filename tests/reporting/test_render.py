@@ -4,11 +4,14 @@ import shutil
 import stat
 import subprocess
 
+import pandas as pd
 import pytest
 import yaml
 
 from modernllm.core.config import InputError, RunFailed
 from modernllm.reporting.render import fill, pandoc, render, sources, stage, staged_text
+from modernllm.reporting.results import example_records
+from modernllm.reporting.tables import save
 
 
 def pdf_text(path):
@@ -54,6 +57,13 @@ def test_staging_copies_writes_and_clears(smoke, project):
     (folder / "_tables/old.md").write_text("old")
     assert not (stage("paper", "smoke")[0] / "_tables/old.md").exists()
     assert list(sources(folder, "paper.qmd")) == ["paper.qmd", "sections/example.qmd", "_tables/example-test.md"]
+
+
+def test_a_table_of_a_summary_is_staged_and_marked(smoke):
+    save(pd.DataFrame({"cache": ["full"], "loss": ["4.3"]}), "example-caches", "By cache.", example_records())
+    text = (stage("paper", "smoke")[0] / "_tables/example-caches.md").read_text()
+    assert "| full | 4.3 |" in text and "{#tbl-example-caches}" in text
+    assert ": By cache. **Smoke profile: embedded text, not a result.** **Generated data.**" in text
 
 
 def test_unknown_document_or_profile(report):
