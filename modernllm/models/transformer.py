@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
@@ -23,6 +23,7 @@ from ..core.config import InputError
 from .attention import Attention, RotaryEmbedding, rotary_frequencies
 from .cache import RollingCache, new_cache
 from .config import ModernLLMConfig
+from .decoding import can_decode, decode
 from .feedforward import RMSNorm, SwiGLU
 from .kernels import dropout
 from .moe import Experts, Routing, SparseMoE, has_experts, router_loss
@@ -177,7 +178,8 @@ class ModernModel(ModernPreTrainedModel):
             return view, {"full_attention": view.mask}
         past = cache.get_seq_length() if cache is not None else 0
         masks = attention_mask if isinstance(attention_mask, dict) else {}  # a static cache has them made beforehand
-        if not masks and (past or attention_mask is not None or position_ids is not None):  # else no mask in memory
+        sees_all = x.shape[1] == 1 and attention_mask is None and type(cache) is DynamicCache  # all that the cache returns
+        if not masks and not sees_all and (past or attention_mask is not None or position_ids is not None):  # else none
             masks = create_masks_for_generate(self.config, x, attention_mask, cache, position_ids)
         if position_ids is None:
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
@@ -247,12 +249,22 @@ class ModernDecoderLM(ModernPreTrainedModel, GenerationMixin):
             router_loss=out.router_loss, router_metrics=out.router_metrics, routings=out.routings,
         )
 
+    def _sample(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
+    ):
+        "Called by `generate` for greedy decoding and sampling: our loop where it does what was asked for."
+        given = (input_ids, logits_processor, stopping_criteria, generation_config)
+        if can_decode(self, generation_config, streamer, synced_gpus, **kwargs):
+            return decode(self, *given, **kwargs).clone()  # outside of inference mode
+        return super()._sample(*given, synced_gpus=synced_gpus, streamer=streamer, **kwargs)
+
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
         "Called by `generate`: a rolling cache where the configuration asks for one and the caller for no other."
         rolls = self.config.cache_window is not None and generation_config.use_cache is not False
         if rolls and model_kwargs.get("past_key_values") is None and generation_config.cache_implementation is None:
             model_kwargs["past_key_values"] = new_cache(self.config)
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        else:
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
 
 AutoModel.register(ModernLLMConfig, ModernModel, exist_ok=True)
