@@ -26,8 +26,10 @@ WAYS = {
     "greedy": {"do_sample": False},
     "until a token": {"do_sample": False, "eos_token_id": 7},
     "sampling": {"do_sample": True, "top_k": 0},
-    "top k and p": {"do_sample": True, "top_k": 9, "top_p": 0.9, "temperature": 0.7, "num_return_sequences": 2, "eos_token_id": 7},
-    "processors": {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 5, "eos_token_id": 7},
+    "top k and p": {"do_sample": True, "top_k": 9, "top_p": 0.9, "temperature": 0.7, "num_return_sequences": 2,
+                    "eos_token_id": 7},
+    "processors": {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 5,
+                   "eos_token_id": 7},
 }
 
 
@@ -35,7 +37,7 @@ def build(**options):
     torch.manual_seed(0)
     fields = dict(vocab_size=60, hidden_size=32, num_attention_heads=4, num_hidden_layers=2, initializer_range=0.3)
     model = ModernDecoderLM(ModernLLMConfig(**fields, max_position_embeddings=64, **options)).eval()
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.ndim == 1:  # scales of norms, and sinks: not all alike
             torch.nn.init.normal_(parameter, 1.0, 0.3)
     return model
