@@ -135,8 +135,8 @@ class Trainer:
                         self._save()
             finally:
                 self._call("fit_end")
-                if self.trackers:
-                    self.accelerator.end_training()
+                for tracker in self.accelerator.trackers:  # Accelerate's `end_training` would part the processes, too
+                    tracker.finish()
             self._event("stop", step=self.step, reason=self.stopped or "interrupted")
         take_back(self.given, self.inner)
         self.inner, self.model = self.given, self.given.model
