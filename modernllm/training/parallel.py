@@ -20,11 +20,15 @@ from torch import Tensor, nn
 
 from ..core.config import InputError, RunFailed
 
-# %% ../../nbs/30_training/parallel.ipynb #a01c883d
+# %% ../../nbs/30_training/parallel.ipynb #c5919b3a
 def processes() -> PartialState:  # num_processes, process_index, is_main_process, wait_for_everyone(), …
     "The processes of this training, one or more; the first call connects them."
     cpu = not torch.accelerator.is_available() or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "no"))
-    return PartialState(cpu=bool(cpu))
+    found, started = PartialState(cpu=bool(cpu)), int(os.environ.get("WORLD_SIZE", 1))
+    if found.num_processes != started:
+        raise RunFailed(f"{started} processes were started, but Accelerate knows of {found.num_processes}; "
+                        "nothing may use it, or train, before they start")
+    return found
 
 
 def connect(

@@ -16,8 +16,9 @@ from parallel_workers import averages, decoder, interrupted, of, trainer
 from torch import nn
 from workers import Signal
 
-from modernllm.core.config import InputError
+from modernllm.core.config import InputError, RunFailed
 from modernllm.training import checkpoint as checkpoints
+from modernllm.training.parallel import processes as all_processes
 from modernllm.training.parallel import shared_out
 
 
@@ -104,6 +105,13 @@ def test_one_process_has_nothing_to_divide():
     assert training.inner is training.given
     with pytest.raises(InputError, match="sharding.*'full'"):
         trainer(sharding="fulll")
+
+
+def test_processes_that_do_not_know_each_other(monkeypatch):
+    all_processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunFailed, match="2 processes were started, but Accelerate knows of 1"):
+        trainer()
 
 
 def test_a_single_number_cannot_be_divided(monkeypatch):
