@@ -80,7 +80,7 @@ def forced(
             right[k] = ok
     return right
 
-# %% ../../nbs/52_synthetic/exactness.ipynb #ee199214
+# %% ../../nbs/52_synthetic/exactness.ipynb #ac0e9c6c
 @dataclass(frozen=True)
 class Cell:
     "One cell of the table."
@@ -93,10 +93,6 @@ class Cell:
     way: str
     n: int
     exact: int  # sequences without any error
-
-    @property
-    def name(self) -> str:
-        return f"{self.build}-{self.kernel}-{self.pool}-{self.length}-{self.way}"
 
 
 def measure(
@@ -133,24 +129,21 @@ def measure_all(
     kernels: Sequence[str] = KERNELS,
     pools: Sequence[str] = POOLS,
     folder: Path | None = None,  # where finished cells are kept
-    finished: Callable[[Cell], None] = lambda cell: None,  # called after each cell
+    finished: Callable[[Cell], None] = lambda cell: None,  # called after each cell that was measured
     **options,  # of `measure`
 ) -> list[Cell]:
     "Every cell of one model; those whose files are there already are read."
-    cells = []
+    cells, build = [], model.config.synthetic["build"]
     for kernel, length, pool, way in product(kernels, lengths, pools, counts):
         n = counts[way][length > 64]
-        cell = Cell(task.name, model.config.synthetic["build"], kernel, pool, length, way, n, 0)
-        path = folder and folder / f"{cell.name}.json"
+        path = folder and folder / f"{build}-{kernel}-{pool}-{length}-{way}.json"
         if path and path.exists():
-            cell = Cell(**json.loads(path.read_text()))
+            cells.append(Cell(**json.loads(path.read_text())))
         elif n:
-            cell = measure(model, task, kernel, pool, length, way, n, **options)
+            cells.append(measure(model, task, kernel, pool, length, way, n, **options))
             if path:
-                atomic_write(path, json.dumps(asdict(cell)))
-        if n:
-            cells.append(cell)
-            finished(cell)
+                atomic_write(path, json.dumps(asdict(cells[-1])))
+            finished(cells[-1])
     return cells
 
 
