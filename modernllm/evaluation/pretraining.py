@@ -92,7 +92,7 @@ def pretrain(
     if config.early_stop_patience:
         trainer.load_best()
     train, evals = pd.DataFrame(result.history["train"]), pd.DataFrame(result.history["eval"])
-    run.curve("train_loss", train.tokens, train.loss, x_unit="tokens", y_unit="nats/token")
+    run.curve("train_loss", train.tokens, train.get("nats", train.loss), x_unit="tokens", y_unit="nats/token")
     run.curve("validation_loss", [0, *evals.tokens], [first, *evals.loss], x_unit="tokens", y_unit="nats/token")
     return result
 
