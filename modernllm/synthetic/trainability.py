@@ -86,13 +86,13 @@ def single_steps(
         weight.copy_(before)
     return dict(sorted(after.items(), key=lambda item: -item[1]))
 
-# %% ../../nbs/52_synthetic/trainability.ipynb #959781a3
+# %% ../../nbs/52_synthetic/trainability.ipynb #bb1d1b2c
 @torch.no_grad()
 def saturation(
     model: T5ForConditionalGeneration,
     batch: dict,
-) -> dict[str, float]:  # by attention: the mean over heads and queries
-    "The largest weight that a query gives to a key, 1 when its softmax is saturated."
+) -> dict[str, float]:  # by kind of attention
+    "The largest weight that a query gives to a key, mean over queries, of the head most sure of itself; 1: saturated."
     kernel = model.config._attn_implementation
     model.set_attn_implementation("eager")
     out = model(**batch, output_attentions=True, use_cache=False)
@@ -100,7 +100,7 @@ def saturation(
     asked, said = batch["attention_mask"].bool(), batch["labels"] != -100
     kinds = {"encoder": (out.encoder_attentions, asked), "decoder": (out.decoder_attentions, said),
              "cross": (out.cross_attentions, said)}  # fmt: skip
-    return {kind: torch.stack([a.amax(-1).transpose(1, 2)[mask].mean() for a in layers]).mean().item()
+    return {kind: torch.stack([a.amax(-1).transpose(1, 2)[mask].mean(0) for a in layers]).max().item()
             for kind, (layers, mask) in kinds.items()}
 
 

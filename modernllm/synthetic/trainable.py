@@ -118,12 +118,12 @@ def fetch_rows(
             found.append((slice(first, first + plan.positions.length), attention_of(model, node, place)))
     return found
 
-# %% ../../nbs/52_synthetic/trainable.ipynb #97633518
+# %% ../../nbs/52_synthetic/trainable.ipynb #4c32327c
 @torch.no_grad()
 def open_room(
     model: T5ForConditionalGeneration,
     plan: Plan,
-    std: float = 0.5,  # of the embedding's new entries
+    std: float = 0.3,  # of the embedding's new entries
     rank: int = 0,  # of what unused heads and units write from the start; 0: nothing
     seed: int = 0,
 ) -> None:
@@ -137,7 +137,7 @@ def open_room(
         unused = (~weight.any(0)).nonzero()[:, 0]
         left = torch.randn(model.config.d_model - plan.channels, rank, generator=draw)
         right = torch.randn(rank, len(unused), generator=draw)
-        weight[free, unused] = (left @ right / math.sqrt(rank * weight.shape[1])).to(weight.dtype)
+        weight[free, unused] = (left @ right * std / math.sqrt(rank * len(unused))).to(weight.dtype)
 
 # %% ../../nbs/52_synthetic/trainable.ipynb #919202c4
 def program_rates(
@@ -216,14 +216,14 @@ class Anneal(Callback):
         for rows, attention in fetch_rows(trainer.inner.model, self.plan) if trainer.step <= self.steps else ():
             attention.q.weight[rows] *= self.factor
 
-# %% ../../nbs/52_synthetic/trainable.ipynb #f257128e
+# %% ../../nbs/52_synthetic/trainable.ipynb #98c43453
 def trainable_t5(
     task: Task,
     config: T5Config,
     *,
     match: float = 6.0,
     lead: float = 2.0,
-    std: float = 0.5,
+    std: float = 0.3,
     rank: int = 0,
     seed: int = 0,  # of the random numbers in the room that the program leaves
 ) -> tuple[T5ForConditionalGeneration, Plan]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from modernllm.core.config import InputError
 from modernllm.data.catalogue import CATALOGUE
-from modernllm.data.corpus import load_corpus
+from modernllm.data.corpus import TokenSplit, load_corpus
 from modernllm.data.sources import load
 from modernllm.data.spans import SpanBatches, corrupt
 from modernllm.data.tasks import (
@@ -130,9 +130,12 @@ def test_source_and_target_hold_the_text(n, seed, share):
     assert text == list(range(10, 10 + n)) and source[-1] == target[-1] == END and all(spans.values())
 
 
-def test_spans_are_a_function_of_seed_and_index(cache):
-    corpus = load_corpus("embedded_docs", 300, limit_documents=3)
-    make = lambda seed: SpanBatches(corpus.train, block_size=32, batch_size=4, sentinels=(301, 302), seed=seed)
+def test_spans_are_a_function_of_seed_and_index():
+    tokens = np.arange(3, 203, dtype=np.uint16)
+    text = TokenSplit("text", "train", tokens, np.array([0]), 300, n_bytes=1, n_words=1, n_line_ends=0)
+    make = lambda seed: SpanBatches(text, block_size=32, batch_size=4, sentinels=(301, 302), seed=seed)
     assert json.dumps(make(1).rows(5)) == json.dumps(make(1).rows(5)) != json.dumps(make(2).rows(5))
     with pytest.raises(IndexError):
         make(1)[-1]
+    with pytest.raises(InputError, match="allowed: 8 to 199"):
+        SpanBatches(text, block_size=200, batch_size=4, sentinels=(301, 302))

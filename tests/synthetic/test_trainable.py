@@ -63,7 +63,7 @@ def test_balancing_changes_no_logit(small):
     with torch.no_grad():
         before = model(**batch).logits
         balance(model, plan)
-        assert (model(**batch).logits - before).abs().max() < 0.02 * before.abs().max()
+        assert (model(**batch).logits - before).abs().max() < 0.05 * before.abs().max()
 
 
 def test_constants_stay_and_the_program_survives(small):
