@@ -48,7 +48,7 @@ def draw_attention(
             axes.set_yticks(places, tokens if head == 0 else [""] * len(tokens))
     return figure
 
-# %% ../../nbs/40_evaluation/attention_viz.ipynb #f0f366b7
+# %% ../../nbs/40_evaluation/attention_viz.ipynb #cff597ef
 SINK = 0.3  # share of the first token above which a head is called a sink head
 
 
@@ -58,7 +58,8 @@ def sink_shares(
 ) -> tuple[Tensor, Tensor]:  # each (layers, heads): share of the first token, share of the learned sink
     "The mean share of attention that goes to the first token, and that which goes to no token."
     rows = maps[..., maps.shape[-2] // 2 if since is None else since :, :].float()
-    return rows[..., 0].mean((1, 3)), (1 - rows.sum(-1)).clamp(min=0).mean((1, 3))
+    rest = 1 - rows.sum(-1).mean((1, 3))
+    return rows[..., 0].mean((1, 3)), rest.round(decimals=6).clamp(min=0)  # a sum of float32 knows no more decimals
 
 # %% ../../nbs/40_evaluation/attention_viz.ipynb #af2926d2
 class SinkWatch(Callback):

@@ -31,7 +31,7 @@ def test_maps_are_causal_and_what_is_missing_went_to_the_sink(model):
     assert model.training and maps.shape == (2, 2, 2, 9, 9) and torch.equal(maps, maps.tril())
     assert torch.equal(maps, attention_maps(model, ids))  # without dropout
     first, learned = sink_shares(maps, since=0)
-    assert torch.allclose(learned, 1 - maps.sum(-1).mean((1, 3)), atol=1e-6) and (learned[1] > learned[0]).all()
+    assert torch.allclose(learned, 1 - maps.sum(-1).mean((1, 3)), atol=1e-5) and (learned[1] > learned[0]).all()
     assert torch.allclose(first, maps[..., 0].mean((1, 3)))
     assert len(draw_attention(maps[0, 0]).axes) == 2
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modernllm.core.config import InputError
-from modernllm.evaluation.long_text import LongReading, continue_long, read_long, with_cache
+from modernllm.evaluation.long_text import LongReading, continue_long, openings, read_long, with_cache
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
 
@@ -29,7 +29,8 @@ def model():
 def split():
     tokens = np.random.default_rng(1).integers(1, V, 120)
     tokens[::25] = 0
-    return SimpleNamespace(tokens=tokens.astype(np.uint16), end_id=0, name="toy", split="test")
+    starts = np.arange(0, 120, 25)
+    return SimpleNamespace(tokens=tokens.astype(np.uint16), document_starts=starts, end_id=0, name="toy", split="test")
 
 
 def test_other_weights_are_not_touched(model):
@@ -80,6 +81,7 @@ def test_continuations_have_their_length_and_seed(model):
 @pytest.mark.parametrize("call, told", [
     (lambda model, split: read_long(model, split, context=T, depth=4, blocks=99), "blocks: 99 .* 630 tokens, toy test has 120"),
     (lambda model, split: read_long(model, split, context=T, depth=2, blocks=2).at(3), "multiple: given 3, allowed 1 to 2"),
+    (lambda model, split: openings(split, 25, 5), "count: given 5, allowed 1 to 4, the documents of 25 tokens in toy test"),
     (lambda model, split: with_cache(model, 40, window=2, sinks=3), "cache_window: 2"),
 ])  # fmt: skip
 def test_bad_input(model, split, call, told):
