@@ -19,7 +19,7 @@ from ..core.config import Config, InputError, atomic_write, did_you_mean, load_y
 from ..core.provenance import json_sha256
 from ..core.locks import lock, unlock
 
-# %% ../../nbs/70_cli/recipe.ipynb #b80be609
+# %% ../../nbs/70_cli/recipe.ipynb #5e9c89f7
 Positive = typing.Annotated[int, Field(ge=1)]
 
 
@@ -30,6 +30,7 @@ class DataConfig(Config):
     vocab_size: Positive = 4096 # tokens of the tokenizer that is trained on it
     limit_documents: Positive | None = None # only the first documents of each split
     batch_size: Positive = 16 # rows of a batch; a row is max_position_embeddings tokens
+    separate_documents: bool = False # no attention across the border of two documents in a row
 
 # %% ../../nbs/70_cli/recipe.ipynb #658f0fc0
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ def new_decoder(
     seed_everything(seed)
     return ModernDecoderLM(config).to("cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../../nbs/40_evaluation/pretraining.ipynb #b2dedcaf
+# %% ../../nbs/40_evaluation/pretraining.ipynb #8b48525e
 def pretrain(
     run: Run,
     model: ModernDecoderLM,
@@ -77,11 +77,13 @@ def pretrain(
     eval_tokens: int,  # length of the prefix of validation
     objective: Objective | None = None,  # None: next-token prediction as it is
     callbacks: Sequence[Callback] = (),  # beside the progress bar
+    separate_documents: bool = False,  # no attention across the border of two documents in a row
 ) -> TrainResult:
     "Train on the corpus in the run's folder; sizes of the model and both curves go into the record."
     for name, exclude in (("parameters", False), ("parameters_beside_embedding", True)):
         run.metric(name, model.num_parameters(exclude_embeddings=exclude), unit="parameters")
-    batches = LMBatches(corpus.train, block_size=context, batch_size=batch_size, seed=config.seed)
+    batches = LMBatches(corpus.train, block_size=context, batch_size=batch_size, seed=config.seed,
+                        separate_documents=separate_documents)
     evaluate = prefix_loss(corpus.validation, context=context, max_tokens=eval_tokens)
     first = evaluate(model)["loss"]
     trainer = Trainer(
