@@ -76,7 +76,7 @@ def panels(
             found.append(Panel(place, describe(node), np.tile(np.array(kept, float), (len(out), 1)), chosen, marks, out))
     return sorted(found, key=lambda panel: (panel.place.part == "cross", panel.place.layer))
 
-# %% ../../nbs/52_synthetic/drawing.ipynb #8a0ecfb3
+# %% ../../nbs/52_synthetic/drawing.ipynb #a5aad9ea
 _TONES = ListedColormap(["#f2f2f2", "#c9d6dd", COLOURS[0]])
 
 
@@ -95,11 +95,11 @@ def _draw(axis, panel: Panel, across: list[str], label):
     for spine in axis.spines.values():
         spine.set_visible(False)
     for j, mark in enumerate(panel.marks):
-        axis.text(j, -0.62, mark, ha="center", va="bottom", fontsize=7)
+        axis.text(j, -0.58, mark, ha="center", va="bottom", fontsize=7)
     for row, value in enumerate(panel.out):
         shown = "–" if value is None else label(value) if decoder else str(value)
         axis.text(width - 0.3, row, f"→ {shown}", ha="left", va="center", fontsize=7)
-    axis.set_title(f"{panel.title}\n{panel.what}", fontsize=7, pad=12, loc="left")
+    axis.set_title(f"{panel.title}\n{panel.what}", fontsize=7, pad=14, loc="left")
 
 
 def draw_heads(

@@ -17,7 +17,7 @@ from ..core.config import InputError
 from .weights import BUILDS
 from .language import EOS, PAD, UNK
 
-# %% ../../nbs/52_synthetic/running.ipynb #ce3fc170
+# %% ../../nbs/52_synthetic/running.ipynb #dd5ae6dd
 def check_inputs(
     model: T5ForConditionalGeneration,
     sequences: Sequence[Sequence[int]],  # data tokens, without EOS
@@ -66,6 +66,8 @@ def answer(
 ) -> list[list[int]]:  # without EOS
     "What a compiled model says, by its own cached `generate`."
     check_inputs(model, sequences, go_on)
+    if not sequences:
+        return []
     batch = {name: value.to(model.device) for name, value in pad_inputs(sequences).items()}
     most = most or model.config.synthetic["max_steps"] + 1
     with torch.no_grad():
