@@ -55,17 +55,17 @@ def evaluate(model):
     return {"loss": out.total / out.weight}
 
 
-def decoder():
+def decoder(**fields):
     torch.manual_seed(0)
-    fields = dict(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+    fields |= dict(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
                   intermediate_size=48, max_position_embeddings=16)
     return ModernDecoderLM(ModernLLMConfig.checked(**fields))
 
 
-def trainer(folder=None, *, poisoned=False, callbacks=(), evaluate=evaluate, **changes):
+def trainer(folder=None, *, poisoned=False, callbacks=(), evaluate=evaluate, experts=0, **changes):
     fields = dict(max_steps=6, learning_rate=3e-3, eval_every=3, log_every=1, precision="fp32", grad_clip=0.5, keep_checkpoints=9,
                   checkpoint_every_steps=1, checkpoint_every_minutes=0, trackers=())
-    return Trainer(decoder(), Projected(poisoned), Windows(), TrainConfig(**{**fields, **changes}),
+    return Trainer(decoder(num_local_experts=experts), Projected(poisoned), Windows(), TrainConfig(**{**fields, **changes}),
                    evaluate=evaluate, callbacks=[*callbacks], folder=folder)
 
 
@@ -112,6 +112,7 @@ def two(rank, port, folder):
         if rank == 0 and optimizer == "muon":
             training.model.save_pretrained(folder / "model")
             torch.save(training.model.state_dict(), folder / "model.pt")
+    facts["experts"] = of(trainer(experts=4, **shared).fit())
     facts["plain"] = of(trainer(callbacks=averages(), accumulation=1).fit())
 
     told = trainer(folder / "from two", callbacks=[*averages(), Signal(3 if rank == 1 else 99)], optimizer="muon", **shared)
