@@ -74,7 +74,7 @@ lock: $(STAMP) ## make constraints.txt anew from requirements.txt
 	        *(f"{name}=={pins[name]}" for name in sorted(pins, key=str.lower)), sep="\n")' > .lock-3.txt
 	mv .lock-3.txt constraints.txt && rm -f .lock-?.json
 
-clean: ## remove smoke runs and everything built; keeps .venv, the data cache and the runs of cpu and gpu
-	rm -rf runs/smoke data/records/smoke data/results/smoke figures/smoke report/build _docs _proc .snakemake
+clean: ## remove smoke runs and what was built of them; keeps .venv, the data cache, runs and reports of cpu and gpu
+	rm -rf runs/smoke data/records/smoke data/results/smoke figures/smoke report/build/smoke _docs _proc .snakemake
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 	find modernllm nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
