@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from study_code import execute
 
 from modernllm.core.config import InputError
 from modernllm.core.expand import expand, own_params, selected_among
@@ -25,17 +26,6 @@ def recipe(project, root, monkeypatch):
     "The plan, with records and results in a project of their own."
     monkeypatch.setenv("MODERNLLM_STUDIES", str(root / "nbs/studies"))
     return load_plan("recipe")
-
-
-def execute(root, notebook, **parameters):
-    "Run the code of a notebook of the study in this process; returns its names."
-    names = {"display": lambda *_: None}
-    for cell in json.loads((root / "nbs/studies/recipe" / notebook).read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
-            if "parameters" in cell["metadata"].get("tags", []):
-                names |= parameters
-    return names
 
 
 def invent(plan, losses):
@@ -98,7 +88,7 @@ def kept(recipe, losses, variant="together"):
 def test_of_changes_that_exclude_each_other_the_better_is_carried_on(recipe):
     params = kept(recipe, {"dropout_10": 4.7, "dropout_20": 4.5, "ema": 4.6, "last_5": 4.8, "muon": 4.4, "rate_2": 4.6})
     assert (params["dropout"], params["average"]) == (0.2, "ema")
-    assert (params["optimizer"], params["rate_factor"]) == ("muon", 1.0)  # a rate that was found for AdamW
+    assert (params["optimizer"], params["rate_factor"]) == ("muon", 2.0)
 
 
 def test_what_is_kept_goes_into_the_larger_run_and_leaves_its_sizes(recipe):
@@ -108,18 +98,13 @@ def test_what_is_kept_goes_into_the_larger_run_and_leaves_its_sizes(recipe):
 
 
 def test_the_summary_says_what_is_kept_and_whether_gains_add_up(recipe, project, root):
-    kept(recipe, {"dropout_20": 4.5, "dropout_10": 4.7, "muon": 4.8, "wsd": 5.3, "medium_full": 4.0})
-    params = {"dropout": 0.2, "optimizer": "muon"}
+    kept(recipe, {"dropout_20": 4.5, "dropout_10": 4.7, "muon": 4.8, "rate_2": 4.9, "wsd": 5.3, "medium_full": 4.0})
     invent(recipe, {"together": 4.4})
-    for seed in range(3):  # the selection's parameters, as an executed run records them
-        path = project / f"data/records/cpu/recipe/together/s{seed}.json"
-        record = json.loads(path.read_text())
-        path.write_text(json.dumps(record | {"params": record["params"] | params}))
-    names = execute(root, "summary.ipynb", profile="cpu")
+    names = execute(root, "recipe", "summary.ipynb", profile="cpu")
     text = verdict(project)
     assert "Kept of 14 changes" in text and "Significantly worse than the baseline: `wsd`" in text
-    assert [row["variant"] for row in names["better"]] == ["dropout_20", "dropout_10", "muon"]
-    assert [row["variant"] for row in names["parts"]] == ["dropout_20", "muon"]  # not both dropouts
+    assert [row["variant"] for row in names["better"]] == ["dropout_20", "dropout_10", "muon", "rate_2"]
+    assert [row["variant"] for row in names["parts"]] == ["dropout_20", "muon"]  # one dropout, and one factor of the rate
     assert names["total"] == pytest.approx(-0.7, abs=0.03) and "within the goal of 110" in text
     assert set(names["table"].verdict) == {"kept", "dropped", "all that is kept"}
     assert (project / "figures/cpu/recipe-forest.svg").exists() and (project / "figures/cpu/recipe-curves.svg").exists()
@@ -127,19 +112,19 @@ def test_the_summary_says_what_is_kept_and_whether_gains_add_up(recipe, project,
 
 def test_the_summary_of_a_ranking_in_which_nothing_helps(recipe, project, root):
     kept(recipe, {"together": 5.0})
-    names = execute(root, "summary.ipynb", profile="cpu")
+    names = execute(root, "recipe", "summary.ipynb", profile="cpu")
     assert "nats per token): none." in verdict(project) and "the baseline again" in verdict(project)
     assert set(names["table"].verdict) == {"dropped", "all that is kept"}
 
 
 def test_no_records_is_one_clear_line(recipe, root):
     with pytest.raises(InputError, match="'recipe' has no records of profile 'cpu'; modernllm study run"):
-        execute(root, "summary.ipynb", profile="cpu")
+        execute(root, "recipe", "summary.ipynb", profile="cpu")
 
 
 @pytest.mark.parametrize("average", ["ema", "last"])
 def test_the_average_that_was_evaluated_stays_in_the_model(recipe, shared_cache, root, average):
-    names = execute(root, "run.ipynb", dataset="embedded_docs", average=average, **TINY)
+    names = execute(root, "recipe", "run.ipynb", dataset="embedded_docs", average=average, **TINY)
     model, last_step = names["model"], names["averages"][0].kept
     again = prefix_loss(names["corpus"].validation, context=16, max_tokens=64)(model)["loss"]
     assert again == pytest.approx(names["result"].history["eval"][-1]["loss"], abs=1e-6)
@@ -148,4 +133,4 @@ def test_the_average_that_was_evaluated_stays_in_the_model(recipe, shared_cache,
 
 def test_an_unknown_average_is_refused_before_any_work(recipe, root):
     with pytest.raises(InputError, match="average.*'emma'.*'ema'"):
-        execute(root, "run.ipynb", average="emma")
+        execute(root, "recipe", "run.ipynb", average="emma")
