@@ -70,7 +70,7 @@ def fetch(names):
     from modernllm.core.config import check_name
     from modernllm.data import sources
     for name in names:
-        check_name("data set", name, sources.names())
+        check_name("data set", name, sources.CATALOGUE)
     todo = [(name, split) for name in names for split in sources.CATALOGUE[name].splits]
     for name, split in tqdm(todo, desc="fetch", unit="split"):
         loaded = sources.load(name, split)

@@ -15,7 +15,7 @@ from .app import examples
 
 # %% ../../nbs/70_cli/tune.ipynb #7eb9e350
 SETTINGS = click.argument("assignments", nargs=-1, metavar="[NAME=VALUE]...")
-CONFIG = click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file of the same names; the line wins.")
+CONFIG = click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file of the same names.")
 
 
 def read(
@@ -64,7 +64,7 @@ def lr_find(assignments, config, lowest, highest, steps, out):
     paths = write_figure(found.plot().figure, out or settings().runs / "lr-find" / recipe.key, "lr_find")
     click.echo(f"the loss fell fastest at learning_rate={found.suggestion:.1e}, after {len(found.table['lr'])} steps")
     click.echo(f"drawn in {paths['png']} and {paths['svg']}")
-    click.echo(f"a place to begin, within a factor of three; next:\n  {next_line(recipe, learning_rate=f'{found.suggestion:.1e}')}")
+    click.echo(f"a place to begin, to a factor of three; next:\n  {next_line(recipe, learning_rate=f'{found.suggestion:.1e}')}")
 
 # %% ../../nbs/70_cli/tune.ipynb #ad3b7af9
 def parse_bytes(
@@ -86,11 +86,11 @@ def parse_bytes(
 ))
 @SETTINGS
 @CONFIG
-@click.option("--memory", help="What the process (on a graphics card: the training) may hold, such as 4GB.  [default: what is free]")
+@click.option("--memory", help="What the process (on a GPU: the training) may hold, such as 4GB.  [default: what is free]")
 @click.option("--most", default=256, show_default=True, type=click.IntRange(1), help="Try no larger batch than this.")
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(2), help="Steps of each size.")
 def batch_find(assignments, config, memory, most, steps):
-    "Train some steps at 1, 2, 4, … rows and between the last that fits and the first that does not; print memory and speed of each."
+    "Train some steps at 1, 2, 4, … rows, then between the last that fits and the first that does not; print what each needs."
     limit = parse_bytes(memory) if memory else None
     recipe = read(assignments, config)
     from modernllm.cli.train import prepare

@@ -1,4 +1,4 @@
-"""Evaluation: perplexity, long texts, attention, speed against peers. Names load on first use, so that importing this costs nothing."""
+"""Evaluation: perplexity, long texts, attention, speed against peers. Names load on first use."""
 
 from modernllm import lazily
 

@@ -19,7 +19,7 @@ KINDS = { # the first that fits
     "optimizer": r"adamw|_foreach|[Oo]ptimizer|clip_grad",
     "random numbers": r"random|normal_|multinomial|uniform|bernoulli",
     "copies and casts": r"copy|\bto$|\bcat$|clone|contiguous|zero|fill|empty|resize|ones|stack",
-    "element by element": r"mul|add|sub|div|silu|gelu|neg|pow|sqrt|sigmoid|mean|sum|norm|square|cos|sin|where|exp|embedding|index",
+    "element by element": r"mul|add|sub|div|silu|gelu|neg|pow|sqrt|sigm|mean|sum|norm|square|cos|sin|where|exp|embed|index",
 }
 
 

@@ -51,7 +51,7 @@ def test_two_trainings_at_once(trained, capsys):
 
 def test_what_happened_is_in_the_event_log(trained):
     events = [event for event in Telemetry.read(trained) if event["session"] == 1]
-    assert [event["kind"] for event in events] == ["start", "step", "eval", "checkpoint", "stop"]
+    assert [event["kind"] for event in events] == ["start", "limit", "step", "eval", "checkpoint", "stop"]
 
 
 def refused(capsys, *line):

@@ -101,9 +101,11 @@ def test_the_command_leaves_a_record(monkeypatch, tmp_path, capsys):
     assert main(["bench", "train", "tiny", "--rounds", "7"]) == 0
     assert "ratio" in capsys.readouterr().out
     record = Record.make(json.loads((tmp_path / "bench/train-tiny.json").read_text()))
-    assert record.metrics["train_ratio_a_peer_1"].value == 1.5 and record.metrics["train_modernllm_share_of_own_products"].value == 0.4
+    assert record.metrics["train_ratio_a_peer_1"].value == 1.5
+    assert record.metrics["train_modernllm_share_of_own_products"].value == 0.4
     assert record.metrics["train_ratio_fastest_peer_low"].value == 1.0
-    assert record.command.startswith("modernllm bench train tiny --threads 2 --rounds 7")
+    assert record.command.startswith("modernllm bench train tiny --")
+    assert "--rounds 7" in record.command
     assert record.curves["train_modernllm_seconds"].y == [1.0, 2.0, 1.0]
 
 

@@ -65,8 +65,8 @@ class FlashAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v, _, sums = ctx.saved_tensors
-        wide, _ = torch.zeros_like(q, dtype=torch.float32), torch.zeros_like(sums)  # queries' gradients are summed in float32
-        each = [torch.zeros_like(q) for _ in range(2 * (q.shape[1] > k.shape[1]))]  # keys' and values', once a query head
+        wide = torch.zeros_like(q, dtype=torch.float32)  # queries' gradients are summed in float32
+        _ = torch.zeros_like(sums), [torch.zeros_like(q) for _ in range(2 * (q.shape[1] > k.shape[1]))]  # keys' and values', too
         return wide.to(q.dtype), torch.zeros_like(k), torch.zeros_like(v)
 
 
