@@ -66,6 +66,26 @@ def test_balancing_changes_no_logit(small):
         assert (model(**batch).logits - before).abs().max() < 0.05 * before.abs().max()
 
 
+def test_the_random_part_begins_as_in_a_model_of_its_own(small):
+    softness = {"std": 1.0, "rank": 64}
+    batch = TaskBatches(prefixed_task(MIXTURE, small, LENGTH), batch_size=16, symbols=96)[0]
+    sizes = {}
+    for start in ("random", "mixture"):
+        model, _ = new_start(start, small, LENGTH, softness=softness)
+        with torch.no_grad():
+            states = model.eval()(**batch, output_hidden_states=True).decoder_hidden_states[1]
+        sizes[start] = states[..., -40:].std().item()  # of channels that the program leaves empty
+    assert sizes["random"] / 3 < sizes["mixture"] < sizes["random"] * 3  # no norm holds it
+
+
+def test_less_of_the_room_is_shown(small):
+    model, plan, _ = made(small)
+    open_room(model, plan, show=0.5)
+    half = model.decoder.final_layer_norm.weight[-1].item()
+    open_room(model, plan)
+    assert model.decoder.final_layer_norm.weight[-1].item() == 2 * half
+
+
 def test_constants_stay_and_the_program_survives(small):
     model, rates = new_start("mixture", small, LENGTH)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
