@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from ..core.config import InputError, RunFailed, atomic_write, check_name, did_you_mean, parse_yaml, settings
+from ..core.plan import studies
 from . import tables, variables
 from .results import published, rows, summarise
 
@@ -120,6 +121,12 @@ MISSING_FIGURE = """<svg xmlns="http://www.w3.org/2000/svg" width="240" height="
 <rect x="1" y="1" width="238" height="118" fill="none" stroke="black" stroke-dasharray="4 3"/>
 <text x="120" y="64" font-size="11" text-anchor="middle" font-family="DejaVu Sans Mono">missing: {name}</text></svg>
 """
+PARTS = "sections/{}-experiment.qmd", "sections/{}-results.qmd", "slides/{}.qmd"  # of a study
+UNRUN = """{heading}
+
+**Question.** {{{{< var {study}.question >}}}} No run of the study `{study}` is recorded in profile `{profile}`;
+`modernllm study run {study} --profile {profile}` makes them.
+"""
 
 
 def sources(
@@ -152,7 +159,21 @@ def stage(
     own = {path.name: path.read_text(encoding="utf-8") for path in settings().results(profile).glob("*.md")}
     for name, text in (own | study_tables(profile)).items():
         atomic_write(folder / "_tables" / name, text)
-    return folder, _stage_missing(what, profile, folder)
+    return folder, _stage_unrun(profile, folder) + _stage_missing(what, profile, folder)
+
+
+def _stage_unrun(profile, folder):
+    "Of a study without any record leave the question, and say what would answer it."
+    gone, recorded = [], {record.study for record in published(profile)}
+    for study in set(studies()) - recorded:
+        experiment, *others = (folder / part.format(study) for part in PARTS)
+        if experiment.is_file():
+            heading = experiment.read_text(encoding="utf-8").partition("\n")[0]
+            atomic_write(experiment, UNRUN.format(heading=heading, study=study, profile=profile))
+            for path in others:
+                path.write_text("", encoding="utf-8")
+            gone.append(f"study {study}")
+    return sorted(gone)
 
 
 def _stage_missing(what, profile, folder):

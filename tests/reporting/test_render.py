@@ -199,7 +199,9 @@ def test_real_report_renders_without_any_record(root, project, no_quarto):
     shutil.copytree(root / "nbs/studies", project / "nbs/studies", dirs_exist_ok=True)
     said = []
     (path,) = render("paper", "gpu", progress=said.append)
-    assert "table lm-baselines-cost" in said[0] and "Limitations" in pdf_text(path)
+    text = " ".join(pdf_text(path).split())
+    assert "study lm_baselines" in said[0] and "table" not in said[0] and "Limitations" in text
+    assert "`modernllm study run lm_baselines --profile gpu` makes them".replace("`", "") in text
 
 
 def test_pandoc_that_fails_is_one_line(tmp_path):
