@@ -93,6 +93,13 @@ def test_a_killed_training_goes_on_and_leaves_what_one_without_a_kill_leaves(run
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters()))
 
 
+def test_the_record_says_how_fast_it_was_and_how_much_memory_it_took(run, corpus):
+    pretrain(run, new_decoder(corpus, context=16, seed=0, **SMALL), corpus, TrainConfig(max_steps=3, log_every=1), **LENGTHS)
+    cost = run.finish().cost
+    assert cost.throughput.value > 0 and cost.peak_memory_mb > 100 and 0 < cost.mfu < 1
+    assert "tokens" in cost.throughput.unit
+
+
 def test_early_stopping_leaves_the_best_weights(run, corpus):
     config = TrainConfig(max_steps=40, learning_rate=0.5, warmup_steps=0, eval_every=1, log_every=1, early_stop_patience=3)
     model = new_decoder(corpus, context=16, seed=0, **SMALL)

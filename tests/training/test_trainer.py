@@ -229,6 +229,21 @@ def test_kill_rule():
     assert result.stopped == "killed" and result.tokens >= 600 and result.steps < 20
 
 
+def test_kill_rule_in_points_of_perplexity_over_a_number_of_tokens():
+    def stopped(losses, **rule):
+        values = iter(losses)
+        baseline = {"x": [0, 10_000], "y": [math.log(100), math.log(100)]}
+        rule = KillRule(baseline, **{"delta": 20, "perplexity": True, **rule})
+        result = make(evaluate=lambda model: {"loss": next(values)}, callbacks=[rule], eval_every=4).fit()
+        return result.stopped, result.steps
+
+    behind, close = math.log(121), math.log(119)
+    assert stopped([close] * 5) == ("finished", 20) and stopped([close, behind]) == ("killed", 8)
+    assert stopped([behind, behind, close, behind, behind], patience=3) == ("finished", 20)
+    a_gap = 4 * 2 * ShuffledBatches.tokens_per_batch  # tokens from one evaluation to the next, at most
+    assert stopped([behind] * 5, tokens=1.5 * a_gap)[1] > 8
+
+
 def test_kill_rule_refuses_a_strange_baseline():
     for baseline in ({"x": [], "y": []}, {"x": [2, 1], "y": [1, 1]}, {"x": [1], "y": [1, 2]}):
         with pytest.raises(InputError, match="baseline"):
