@@ -120,7 +120,8 @@ def step_memory(
     moments = {
         "in loss": graph + narrow + 6 * stream + chunk,
         "backward": graph + 4 * head + max(map(sum, zip(again, work))),
-        "last layer": 4 * (count - first.attention - first.feed_forward - first.experts.total) + sum(by_layer[0].values()) + work[0],
+        "last layer": 4 * (count - first.attention - first.feed_forward - first.experts.total)
+        + sum(by_layer[0].values()) + work[0],
         "at end": 4 * count + 4 * stream + 4 * head * c.tie_word_embeddings,
     }
     held = HOLES[device] * graph
