@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,8 +34,9 @@ def main(names: list[str]) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["nbdev.test", "torch", "transformers", "datasets", "accelerate", "seaborn"])
     failed = []
-    with context.Pool(WORKERS, maxtasksperchild=1) as pool:
-        for n, (path, passed, seconds) in enumerate(pool.imap_unordered(test, paths, chunksize=1), 1):
+    with ProcessPoolExecutor(WORKERS, context, max_tasks_per_child=1) as pool:  # a notebook may start processes of its own
+        for n, done in enumerate(as_completed([pool.submit(test, path) for path in paths]), 1):
+            path, passed, seconds = done.result()
             failed += [] if passed else [path]
             word = "passed" if passed else "FAILED"
             print(f"[{n}/{len(paths)}] {path.relative_to(ROOT)} {word} in {seconds:.1f} s", flush=True)

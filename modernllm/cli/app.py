@@ -35,7 +35,7 @@ def examples(
     "Format example command lines for the end of a command's help."
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
-# %% ../../nbs/70_cli/app.ipynb #56acf9a1
+# %% ../../nbs/70_cli/app.ipynb #6b8ceda4
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -45,8 +45,10 @@ def examples(
         "train": "modernllm.cli.train:train",
         "evaluate": "modernllm.cli.train:evaluate",
         "generate": "modernllm.cli.train:generate",
+        "lr-find": "modernllm.cli.tune:lr_find",
+        "batch-find": "modernllm.cli.tune:batch_find",
         "report": "modernllm.cli.report:report",
-        "bench": "modernllm.cli.report:bench",
+        "bench": "modernllm.cli.bench:bench",
         "sync": "modernllm.cli.sync:command",
     },
     epilog=examples(

@@ -17,7 +17,7 @@ from .app import examples
 def data():
     "Data sets: list them, look into one, fetch one ahead of time."
 
-# %% ../../nbs/70_cli/data.ipynb #df94bda4
+# %% ../../nbs/70_cli/data.ipynb #6b5476de
 @data.command("list", epilog=examples("modernllm data list", "MODERNLLM_DATA=~/mirror modernllm data list"))
 def list_():
     "Print every data set: where it would be read from now, its splits, its licence and what it is."
@@ -30,15 +30,16 @@ def list_():
 
 def place(
     source, # an entry of the catalogue
-) -> str: # "embedded", "mirror", "mirror+hub" or "hub"
+) -> str: # "embedded", "generated", "mirror", "mirror+hub", "hub" or "nowhere"
     "Where a data set would be read from; a mirror may hold only some of its splits."
     from modernllm.core.config import settings
     from modernllm.data.sources import mirror_hashes
-    if not source.hub:
-        return "embedded"
+    if source.made:
+        return source.place
     listed = mirror_hashes(settings().data) if settings().data else {}
     held = [split for split, file in source.mirror.items() if file.path in listed]
-    return "hub" if not held else "mirror" if len(held) == len(source.splits) else "mirror+hub"
+    rest = "hub" if source.hub else "nowhere"
+    return rest if not held else "mirror" if len(held) == len(source.splits) else f"mirror+{rest}"
 
 # %% ../../nbs/70_cli/data.ipynb #12a24cfc
 @data.command(epilog=examples(
@@ -69,7 +70,7 @@ def fetch(names):
     from modernllm.core.config import check_name
     from modernllm.data import sources
     for name in names:
-        check_name("data set", name, sources.names())
+        check_name("data set", name, sources.CATALOGUE)
     todo = [(name, split) for name in names for split in sources.CATALOGUE[name].splits]
     for name, split in tqdm(todo, desc="fetch", unit="split"):
         loaded = sources.load(name, split)

@@ -9,7 +9,7 @@ __all__ = ['Positive', 'TOKENIZERS_OWN', 'DataConfig', 'Recipe', 'fields', 'make
 # %% ../../nbs/70_cli/recipe.ipynb #bfdc0147
 import dataclasses
 import typing
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import yaml
@@ -17,9 +17,9 @@ from pydantic import Field
 
 from ..core.config import Config, InputError, atomic_write, did_you_mean, load_yaml
 from ..core.provenance import json_sha256
-from ..core.runs import lock, unlock
+from ..core.locks import lock, unlock
 
-# %% ../../nbs/70_cli/recipe.ipynb #b80be609
+# %% ../../nbs/70_cli/recipe.ipynb #5e9c89f7
 Positive = typing.Annotated[int, Field(ge=1)]
 
 
@@ -30,6 +30,7 @@ class DataConfig(Config):
     vocab_size: Positive = 4096 # tokens of the tokenizer that is trained on it
     limit_documents: Positive | None = None # only the first documents of each split
     batch_size: Positive = 16 # rows of a batch; a row is max_position_embeddings tokens
+    separate_documents: bool = False # no attention across the border of two documents in a row
 
 # %% ../../nbs/70_cli/recipe.ipynb #658f0fc0
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +85,13 @@ def check_folder(
     recipe: Recipe,
 ):
     "Refuse a folder that holds another training or something else; write nothing."
+    from modernllm.training.config import FREE
     path = folder / "recipe.yaml"
     if path.exists():
         there = load_yaml(path)
-        different = sorted(n for n in {*there, *recipe.given} if there.get(n) != recipe.given.get(n))
+        # What the Trainer may change on the way it checks itself: another number of processes needs another accumulation.
+        fixed = {*there, *recipe.given} - FREE - {"accumulation"}
+        different = sorted(n for n in fixed if there.get(n) != recipe.given.get(n))
         if different:
             raise InputError(f"{folder} holds a training with other settings ({', '.join(different)}); choose another --out")
     elif folder.exists() and any(file.name != ".lock" for file in folder.iterdir()):
@@ -99,14 +103,15 @@ def claim(
     folder: Path, # where checkpoints and the model go
     recipe: Recipe,
 ):
-    "While it lasts the folder belongs to this process; the recipe is written into it and stays."
-    check_folder(folder, recipe)
-    held = lock(folder)
-    try:
-        atomic_write(folder / "recipe.yaml", yaml.safe_dump(recipe.given))
+    "While it lasts the folder belongs to this training; the recipe is written into it and stays."
+    from modernllm.training.parallel import processes
+    with ExitStack() as stack:
+        if processes().is_main_process: # it holds the folder for the others
+            check_folder(folder, recipe)
+            stack.callback(unlock, lock(folder))
+            atomic_write(folder / "recipe.yaml", yaml.safe_dump(recipe.given))
+        processes().wait_for_everyone()
         yield
-    finally:
-        unlock(held)
 
 
 def load_model(

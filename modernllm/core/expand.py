@@ -12,7 +12,7 @@ from pathlib import Path
 from .config import PROFILES, InputError, check_name, settings
 from .plan import GIVEN, Numbers, Params, Plan, Variant, cells, notebook_parameters
 
-# %% ../../nbs/00_core/expand.ipynb #db69f4d1
+# %% ../../nbs/00_core/expand.ipynb #533bf390
 @dataclass(frozen=True)
 class RunSpec:
     "One run of a study."
@@ -28,7 +28,7 @@ class RunSpec:
     inputs: dict[str, dict]  # name: {study, variant, seed, artifact}
     data: dict[str, dict]  # name: {stand_in}
     kill: dict | None  # the plan's, its baseline being {study, variant, seed}
-    pick: dict | None  # {rank, keeps: names of parameters that the selection does not change}
+    pick: dict | None  # {rank or "kept", keeps: names of parameters that the selection does not change}
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from .config import PROFILES, Config, InputError, check_name, did_you_mean, load_yaml, settings
 
-# %% ../../nbs/00_core/plan.ipynb #b44d3c99
+# %% ../../nbs/00_core/plan.ipynb #434c2918
 Params = dict[str, typing.Any]
 
 
@@ -60,9 +60,10 @@ class Variant(Config):
     params: Params = {}
     profiles: dict[str, Numbers] = {}
     inputs: dict[str, Input] = {}
-    pick: typing.Annotated[int, Field(ge=1)] | None = None  # take the parameters of the selection's n-th
+    # take the parameters of the selection's n-th, or of all that it keeps, together
+    pick: typing.Annotated[int, Field(ge=1)] | typing.Literal["kept"] | None = None
 
-# %% ../../nbs/00_core/plan.ipynb #6a40b34b
+# %% ../../nbs/00_core/plan.ipynb #91e00013
 class Select(Config):
     "Which variants go on, by rule."
 
@@ -72,6 +73,8 @@ class Select(Config):
     top_k: typing.Annotated[int, Field(ge=1)] = 1
     digits: typing.Annotated[int, Field(ge=0)] | None = None  # equal when rounded to so many digits
     tie_break: str | None = None  # a second metric; then the order of the plan
+    baseline: str | None = None  # one of them: kept are those that are significantly better
+    alpha: typing.Annotated[float, Field(gt=0, lt=1)] = 0.05  # largest corrected p-value of those
 
 
 class Kill(Config):
@@ -183,7 +186,7 @@ def cells(
     kept = [cell for cell in _grid(axes) if not any(_matches(cell, rule) for rule in plan.exclude)]
     return {cell_name(cell): Variant(params=cell) for cell in kept}
 
-# %% ../../nbs/00_core/plan.ipynb #85b0ffc6
+# %% ../../nbs/00_core/plan.ipynb #baaefc2d
 def studies() -> list[str]:
     "The names of all studies: the folders that hold a plan.yaml."
     return sorted(path.parent.name for path in settings().studies.glob("*/plan.yaml"))
@@ -249,12 +252,18 @@ def _check(plan: Plan):
     if picks and not plan.select:
         raise InputError(f"variants.{next(iter(picks))}.pick needs a 'select'")
     for name, pick in picks.items():
-        if pick > plan.select.top_k:
+        if pick == "kept":
+            if not plan.select.baseline:
+                raise InputError(f"variants.{name}.pick is 'kept' and needs a select.baseline")
+        elif pick > plan.select.top_k:
             raise InputError(f"variants.{name}.pick is {pick}; allowed: 1 to top_k = {plan.select.top_k}")
     if plan.select:
         if plan.select.among == "matrix" and not plan.matrix:
             raise InputError("select.from is 'matrix'; the plan has none")
         for name in plan.select.among if plan.select.among != "matrix" else []:
             check_name("variant in select.from", name, [n for n in names if n not in picks])
+        if plan.select.baseline:
+            among = every_cell if plan.select.among == "matrix" else plan.select.among
+            check_name("select.baseline, one of select.from:", plan.select.baseline, among)
     if plan.kill:
         check_name("variant in kill.baseline", plan.kill.baseline, [n for n in names if n not in picks])

@@ -261,7 +261,7 @@ def source_problem(
     return "; ".join(problems)
 
 # %% ../../nbs/00_core/provenance.ipynb #b402cf60
-OUTPUTS = ("data/records", "data/results", "figures")
+OUTPUTS = ("data/records", "data/results", "figures", "report/build")
 
 
 def git_state(

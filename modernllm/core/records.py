@@ -19,7 +19,7 @@ from pydantic import Field, FiniteFloat
 from .config import PROFILES, Config, InputError, atomic_write, settings
 from .provenance import json_sha256
 
-# %% ../../nbs/00_core/records.ipynb #ca466ffb
+# %% ../../nbs/00_core/records.ipynb #53f2ac28
 Name = Annotated[str, Field(pattern=r"^[^\s/.][^\s/]*$")]  # a folder, so: no space, no slash, no dot in front
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -113,6 +113,8 @@ class Cost(Config):
     peak_memory_mb: Amount
     peak_gpu_memory_mb: Amount | None = None
     throughput: Throughput | None = None
+    mfu: Amount | None = None  # throughput × operations a token, over the limit; None: the operations are not known
+    matmul_limit: Amount | None = None  # operations a second of a large matrix product on this machine, in this precision
 
 # %% ../../nbs/00_core/records.ipynb #8f60f5f7
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL)S?(_|$)")

@@ -41,7 +41,7 @@ def spec_content(
         "notebook_hash": code[notebook.name],
     }  # fmt: skip
 
-# %% ../../nbs/00_core/staleness.ipynb #4c2a23d6
+# %% ../../nbs/00_core/staleness.ipynb #e60dbcc9
 def resolve(
     spec: dict,  # content of spec.json
     selection: dict | None,  # content of selection.json, for a pick
@@ -49,7 +49,8 @@ def resolve(
     "What is asked of a run, down to the content of its inputs."
     spec = json.loads(json.dumps(spec))
     if spec["pick"]:
-        picked = selection["ranked"][spec["pick"]["rank"] - 1]
+        rank = spec["pick"]["rank"]
+        picked = selection["kept"] if rank == "kept" else selection["ranked"][rank - 1]
         spec["params"].update({k: v for k, v in picked["params"].items() if k not in spec["pick"]["keeps"]})
         spec["pick"]["variant"] = picked["variant"]
     for name, edge in spec["inputs"].items():

@@ -101,8 +101,8 @@ class EnergyMeter:
         self.last |= now
         return round(self.total, 3) if self.last else None
 
-# %% ../../nbs/00_core/telemetry.ipynb #ac9aeedb
-KINDS = ("start", "step", "eval", "checkpoint", "resume", "stop")
+# %% ../../nbs/00_core/telemetry.ipynb #ade98d96
+KINDS = ("start", "limit", "step", "eval", "checkpoint", "resume", "stop")
 
 
 def _json_value(value):
@@ -194,7 +194,7 @@ class Telemetry:
             os.close(self.file)
             self.file = None
 
-# %% ../../nbs/00_core/telemetry.ipynb #2261d8a2
+# %% ../../nbs/00_core/telemetry.ipynb #910c6628
 def _checkpoint_before(events: list[dict], index: int) -> int | None:
     "The event that the `resume` at `index` goes on from."
     step, part = events[index].get("step", math.inf), events[index].get("part")
@@ -234,6 +234,8 @@ class Ledger:
     peak_memory_mb: float
     peak_gpu_memory_mb: float | None
     throughput: float | None  # median tokens a second of the useful steps
+    mfu: float | None  # median share of the limit that went into the model's own products; None: these are not known
+    matmul_limit: float | None  # operations a second of a large matrix product, as last measured
 
     @classmethod
     def of(
@@ -242,7 +244,7 @@ class Ledger:
     ) -> "Ledger":
         "The accounts of an event log."
         useful = _useful(events)
-        wall, joules = 0.0, None
+        wall, joules, rates, shares, limits = 0.0, None, [], [], {}
         hours = {(thing, kept): 0.0 for thing in ("cpu", "gpu") for kept in (True, False)}
         for index, event in enumerate(events):
             first = index == 0 or events[index - 1]["session"] != event["session"]
@@ -253,13 +255,19 @@ class Ledger:
             hours["gpu", index in useful] += seconds * event["gpus"] / 3600
             if "joules" in event:
                 joules = (joules or 0.0) + event["joules"] - before.get("joules", 0)
-        rates = [event["tokens_per_second"] for index, event in enumerate(events)
-                 if index in useful and isinstance(event.get("tokens_per_second"), int | float)]
+            part, rate = (event["session"], event.get("part")), event.get("tokens_per_second")
+            if event["kind"] == "limit":
+                limits[part] = event
+            if index in useful and isinstance(rate, int | float):
+                rates.append(rate)
+                if part in limits:
+                    shares.append(rate * limits[part]["flops_per_token"] / limits[part]["matmul_limit"])
         return cls(
             wall, hours["cpu", True], hours["cpu", False], hours["gpu", True], hours["gpu", False], joules,
             max((event["memory_mb"] for event in events), default=0.0),
             max((event["gpu_memory_mb"] for event in events if "gpu_memory_mb" in event), default=None),
-            median(rates) if rates else None,
+            median(rates) if rates else None, median(shares) if shares else None,
+            [*limits.values()][-1]["matmul_limit"] if limits else None,
         )
 
     @classmethod

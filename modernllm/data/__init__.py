@@ -4,11 +4,11 @@ from modernllm import lazily
 
 # public name: module of this package that defines it
 _EXPORTS = {
-    "CATALOGUE": "sources",
+    "CATALOGUE": "catalogue",
     "NotAvailable": "sources",
     "Loaded": "sources",
     "load": "sources",
-    "names": "sources",
+    "names": "catalogue",
     "tokenizer_hash": "tokenizers",
     "train_bpe": "tokenizers",
     "Corpus": "corpus",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKING', 'documents', 'TokenSplit', 'token_split', 'Corpus', 'load_corpus', 'LMBatches']
 
-# %% ../../nbs/10_data/corpus.ipynb #2d585219
+# %% ../../nbs/10_data/corpus.ipynb #5e0a8f67
 import json
 import os
 import re
@@ -19,10 +19,11 @@ import numpy as np
 from ..core.config import InputError, RunFailed, check_name, settings
 from ..core.provenance import json_sha256
 from ..core.seeding import numpy_rng
-from .sources import CATALOGUE, Loaded, load
+from .catalogue import CATALOGUE
+from .sources import Loaded, load
 from .tokenizers import encode_documents, tokenizer_hash, train_bpe
 
-# %% ../../nbs/10_data/corpus.ipynb #a245555c
+# %% ../../nbs/10_data/corpus.ipynb #8fa65165
 _HEADING = re.compile(r" = (?!= ).*(?<! =) = \n")
 
 
@@ -30,6 +31,9 @@ def documents(
     loaded: Loaded,
 ) -> list[str]:
     "The texts of a split, one a document."
+    if CATALOGUE[loaded.name].is_pairs:
+        texts = ", ".join(name for name, source in CATALOGUE.items() if not source.is_pairs)
+        raise InputError(f"data set '{loaded.name}' holds pairs, not running text (allowed: {texts})")
     rows = loaded.dataset["text"][:]
     if CATALOGUE[loaded.name].documents == "rows":
         return [text for text in rows if text]
@@ -113,7 +117,7 @@ def _check_length(split: TokenSplit, block_size: int):
             f"block_size is {block_size}, allowed: {split.n_tokens - 1} or less"
         )
 
-# %% ../../nbs/10_data/corpus.ipynb #2877cc60
+# %% ../../nbs/10_data/corpus.ipynb #7a5a47bf
 PACKING = 2  # part of the cache key: raise it when a change below changes what is stored
 
 
@@ -156,16 +160,20 @@ def token_split(
     loaded: Loaded,
     tokenizer,
     limit_documents: int | None = None,  # keep only the first ones
+    every_nth: int = 1,  # and of these one in so many, beginning with the first
 ) -> TokenSplit:
     "The packed tokens of a split, made when they are not in the cache."
     fingerprint, note = loaded.fingerprint, loaded.note
+    if every_nth != 1:
+        fingerprint = json_sha256([fingerprint, "every_nth", every_nth])
+        note = "; ".join(filter(None, [note, f"one document in {every_nth}"]))
     if limit_documents is not None:
         fingerprint = json_sha256([fingerprint, limit_documents])
         note = "; ".join(filter(None, [note, f"the first {limit_documents} documents"]))
     key = json_sha256([PACKING, fingerprint, CATALOGUE[loaded.name].documents, tokenizer_hash(tokenizer)])[:16]
     folder = settings().cache / "corpus" / f"{loaded.name}-{loaded.split}-{key}"
     if not folder.exists():
-        texts = documents(loaded)[:limit_documents]
+        texts = documents(loaded)[:limit_documents:every_nth]
         if not texts:
             raise InputError(f"corpus '{loaded.name}', split '{loaded.split}': is empty")
         _pack(folder, texts, tokenizer)
@@ -175,7 +183,7 @@ def token_split(
         source=loaded.source, generated=loaded.generated, fingerprint=fingerprint, note=note,
     )
 
-# %% ../../nbs/10_data/corpus.ipynb #a64cdc1d
+# %% ../../nbs/10_data/corpus.ipynb #b3307d29
 @dataclass(frozen=True)
 class Corpus:
     "A tokenizer and the packed splits of a data set."
@@ -184,6 +192,7 @@ class Corpus:
     tokenizer: object  # PreTrainedTokenizerFast
     splits: dict[str, TokenSplit]
     fingerprint: str  # of all splits and the tokenizer
+    limit_documents: int | None = None  # of each split; None: all
 
     @property
     def vocab_size(self) -> int:
@@ -211,23 +220,27 @@ def load_corpus(
     *,
     stand_in: str | None = None,  # used when `name` cannot be had
     limit_documents: int | None = None,  # keep only the first documents of each split
+    every_nth: int = 1,  # keep only one in so many documents of the training split
     tokenizer=None,  # one that exists already, else it is trained on the training split
 ) -> Corpus:
     "A data set as packed tokens, with the tokenizer that was trained on its training split."
     if limit_documents is not None and (type(limit_documents) is not int or limit_documents < 1):
         raise InputError(f"limit_documents is {limit_documents!r}; allowed: an integer of 1 or more, or none")
+    if type(every_nth) is not int or every_nth < 1:
+        raise InputError(f"every_nth is {every_nth!r}; allowed: an integer of 1 or more")
     check_name("data set", name, CATALOGUE)
     loaded = {"train": load(name, "train", stand_in=stand_in)}
     # All splits come from one data set: after a stand-in for one, the others are its too.
     name = loaded["train"].name
     loaded |= {split: load(name, split) for split in CATALOGUE[name].splits if split != "train"}
     if tokenizer is None:
-        tokenizer = train_bpe(documents(loaded["train"])[:limit_documents], vocab_size)
-    splits = {split: token_split(data, tokenizer, limit_documents) for split, data in loaded.items()}
+        tokenizer = train_bpe(documents(loaded["train"])[:limit_documents:every_nth], vocab_size)
+    kept = {"train": every_nth}
+    splits = {split: token_split(data, tokenizer, limit_documents, kept.get(split, 1)) for split, data in loaded.items()}
     fingerprint = json_sha256([tokenizer_hash(tokenizer), {split: data.fingerprint for split, data in splits.items()}])
-    return Corpus(name, tokenizer, splits, fingerprint)
+    return Corpus(name, tokenizer, splits, fingerprint, limit_documents)
 
-# %% ../../nbs/10_data/corpus.ipynb #866b8119
+# %% ../../nbs/10_data/corpus.ipynb #051ce108
 class LMBatches:
     "Batches for next-token prediction. `batches[i]` is a pure function of (seed, i), for every i from 0 on."
 
@@ -239,12 +252,13 @@ class LMBatches:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
+        separate_documents: bool = False,  # with positions by which attention stays inside a document
     ):
         _check_length(split, block_size)
         if type(batch_size) is not int or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}; allowed: an integer of 1 or more")
         self.split, self.block_size, self.batch_size = split, block_size, batch_size
-        self.seed, self.shuffle = seed, shuffle
+        self.seed, self.shuffle, self.separate_documents = seed, shuffle, separate_documents
         self.blocks_per_epoch = -(-(split.n_tokens - 1) // block_size)
         self.batches_per_epoch = -(-self.blocks_per_epoch // batch_size)
         self.tokens_per_batch = block_size * batch_size
@@ -263,20 +277,23 @@ class LMBatches:
         order = rng.permutation(len(starts))
         return starts[order], np.cumsum(lengths[order]), rng.permutation(self.blocks_per_epoch)
 
-    def _block(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        "Inputs and targets of one block of an epoch."
+    def _block(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        "Inputs, targets and positions in the document, or what the block has of it, of one block of an epoch."
         starts, ends, order = self._epoch(epoch)
         first = order[number] * self.block_size
         places = np.arange(first, min(first + self.block_size + 1, self.split.n_tokens))
         document = np.searchsorted(ends, places, side="right")
-        tokens = self.split.tokens[starts[document] + places - (ends[document - 1] * (document > 0))]
+        begins = ends[document - 1] * (document > 0)
+        tokens = self.split.tokens[starts[document] + places - begins]
         inputs = np.zeros(self.block_size, dtype=np.int64)
         targets = np.full(self.block_size, -100, dtype=np.int64)
         inputs[: len(tokens) - 1] = tokens[:-1]
         targets[: len(tokens) - 1] = tokens[1:]
-        return inputs, targets
+        positions = np.arange(self.block_size)
+        positions[: len(tokens) - 1] = (places - np.maximum(begins, first))[:-1]
+        return inputs, targets, positions
 
-    def __getitem__(self, i: int) -> dict:  # "input_ids" and "targets", both (batch_size, block_size) int64
+    def __getitem__(self, i: int) -> dict:  # "input_ids", "targets", perhaps "position_ids": (batch_size, block_size) int64
         "Batch number `i`, counted over all epochs."
         import torch
 
@@ -289,6 +306,8 @@ class LMBatches:
             numbers = [(0, number) for number in range(first, min(first + self.batch_size, self.blocks_per_epoch))]
         inputs = np.zeros((self.batch_size, self.block_size), dtype=np.int64)
         targets = np.full((self.batch_size, self.block_size), -100, dtype=np.int64)
+        positions = np.tile(np.arange(self.block_size), (self.batch_size, 1))
         for row, number in enumerate(numbers):
-            inputs[row], targets[row] = self._block(*number)
-        return {"input_ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+            inputs[row], targets[row], positions[row] = self._block(*number)
+        batch = {"input_ids": inputs, "targets": targets} | ({"position_ids": positions} if self.separate_documents else {})
+        return {name: torch.from_numpy(array) for name, array in batch.items()}

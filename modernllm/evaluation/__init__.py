@@ -1,4 +1,4 @@
-"""Evaluation: perplexity cards and speed against peers. Names load on first use, so that importing this costs nothing."""
+"""Evaluation: perplexity, long texts, attention, speed against peers. Names load on first use."""
 
 from modernllm import lazily
 
@@ -8,5 +8,22 @@ _EXPORTS = {
     "prefix_loss": "perplexity",
     "token_nats": "perplexity",
     "bench_train": "bench",
+    "SinkWatch": "attention_viz",
+    "attention_maps": "attention_viz",
+    "draw_attention": "attention_viz",
+    "sink_shares": "attention_viz",
+    "continue_long": "long_text",
+    "read_long": "long_text",
+    "with_cache": "long_text",
+    "describe": "pretraining",
+    "keep_model": "pretraining",
+    "new_decoder": "pretraining",
+    "pretrain": "pretraining",
+    "read_cards": "pretraining",
+    "read_corpus": "pretraining",
+    "against": "stats",
+    "distinct": "metrics",
+    "repeated": "metrics",
+    "topic_retention": "metrics",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

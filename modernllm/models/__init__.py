@@ -17,6 +17,6 @@ _EXPORTS = {
     "forward_flops": "budget",
     "training_flops": "budget",
     "cache_bytes": "budget",
-    "step_memory": "budget",
+    "step_memory": "memory",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['rotary_frequencies', 'RotaryEmbedding', 'rotate', 'Attention', 'attention_weights']
 
-# %% ../../nbs/20_models/attention.ipynb #920a7ff0
+# %% ../../nbs/20_models/attention.ipynb #f636c563
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .feedforward import RMSNorm
-from .kernels import causal_attention, dropout, masked_attention
+from .kernels import causal_attention, causal_mask, dropout, masked_attention
 
 # %% ../../nbs/20_models/attention.ipynb #1aa72c5a
 def rotary_frequencies(
@@ -53,7 +53,7 @@ def rotate(
     a, b = x.to(cos.dtype).chunk(2, dim=-1)
     return torch.cat((torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), dim=-1).to(x.dtype)
 
-# %% ../../nbs/20_models/attention.ipynb #de8067d2
+# %% ../../nbs/20_models/attention.ipynb #7b1319c6
 class Attention(nn.Module):
     "Causal attention; several query heads may share one key/value head (Ainslie et al. 2023, section 2.2)."
 
@@ -83,7 +83,8 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # (batch, time, hidden)
         rotary,  # cosine and sine from RotaryEmbedding, or the RollingView of a rolling cache
-        mask: Tensor | None = None,  # (batch, 1, time, keys) True where a query may look; None: causal, no cache
+        mask: Tensor | None = None,  # (batch, 1, time, keys) True where a query may look; None: causal, no cache;
+        # (batch, time): causal, no cache, and these are the first keys that queries see
         cache: Cache | None = None,  # keys and values of earlier positions, extended in place
         need_weights: bool = False,  # also return the probabilities
     ) -> tuple[Tensor, Tensor | None]:  # (batch, time, hidden), (batch, heads, time, keys) or None
@@ -99,32 +100,29 @@ class Attention(nn.Module):
         if rolling:  # positions are places in the cache, which holds keys as they were before the rotation
             q, k = rotary.turn(q, k)
         p, weights = self.dropout if self.training else 0.0, None
+        mask, starts = (None, mask) if mask is not None and mask.ndim == 2 else (mask, None)
         if need_weights:
-            weights = attention_weights(q, k, mask, self.sinks, self.window)
+            mask = causal_mask(q.shape[2], k.shape[2], self.window, starts, x.device) if mask is None else mask
+            weights = attention_weights(q, k, mask, self.sinks)
             out = dropout(weights, p, self.training) @ v.repeat_interleave(self.groups, dim=1)
         elif mask is None and q.shape[2] > 1:
-            out = causal_attention(q, k, v, p, self.sinks, self.window)
+            out = causal_attention(q, k, v, p, self.sinks, self.window, starts)
         else:  # without a mask here a single query sees every key there is
             out = masked_attention(q, k, v, mask, p, self.sinks)
         if self.gate_proj is not None:
             out = out * self.gate_proj(x).sigmoid().transpose(1, 2)[..., None]
         return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1)), weights
 
-# %% ../../nbs/20_models/attention.ipynb #6cc12ada
+# %% ../../nbs/20_models/attention.ipynb #6e1b61fe
 def attention_weights(
     q: Tensor,  # (batch, heads, time, head_dim)
     k: Tensor,  # (batch, kv_heads, keys, head_dim)
-    mask: Tensor | None,  # as in Attention.forward
+    mask: Tensor,  # broadcasts to the result: True where a query may look, or a number to be added
     sinks: Tensor | None = None,  # (heads,) one more logit in each head's softmax
-    window: int | None = None,  # where there is no mask: how many keys a query sees
 ) -> Tensor:  # (batch, heads, time, keys), rows sum to one, or to less with sinks
     "The probabilities themselves, which the fused kernel never writes down; for looking at, not for speed."
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
-    if mask is None:
-        last = k.shape[2] - q.shape[2]  # the key at the first query's own position
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(last)
-        mask = mask if window is None else mask.triu(last - window + 1)
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     if sinks is not None:
         scores = torch.cat((scores, sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)), -1)

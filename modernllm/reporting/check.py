@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from ..core.config import InputError, did_you_mean, settings
@@ -160,7 +161,11 @@ def problems(
             tree = json.loads((folder / "filled.json").read_text(encoding="utf-8"))
             keys = bibliography_keys((folder / "references.bib").read_text(encoding="utf-8"))
             found += [f"{_place(sources(folder, document), key, document)}: {text}" for key, text in references(tree, keys)]
-    found += [f"missing result: {name} has no record in profile {profile}" for name in variables.missing(profile)]
+    recorded = {record.study for record in published(profile)}
+    names = [(name.partition("/")[0], name) for name in variables.missing(profile)]
+    whole = Counter(study for study, _ in names if study not in recorded)
+    found += [f"missing result: study {study} has no record of its {n} runs in profile {profile}" for study, n in whole.items()]
+    found += [f"missing result: {name} has no record in profile {profile}" for study, name in names if study in recorded]
     return list(dict.fromkeys(found))
 
 

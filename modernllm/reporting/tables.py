@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'decimals_for', 'plain', 'number', 'spread', 'share', 'name_parts', 'label', 'escape', 'markdown',
-           'mark', 'splits', 'metrics_table', 'cost_table', 'settings_table', 'shorten', 'samples', 'terminal',
+           'mark', 'splits', 'metrics_table', 'cost_table', 'settings_table', 'save', 'shorten', 'samples', 'terminal',
            'headline']
 
-# %% ../../nbs/60_reporting/tables.ipynb #8893831d
+# %% ../../nbs/60_reporting/tables.ipynb #723da4e3
 import math
 import re
 
 import pandas as pd
 
+from ..core.config import atomic_write, settings
 from ..core.records import Record
-from .results import frame, summarise
+from .results import frame, rows, summarise
 
 # %% ../../nbs/60_reporting/tables.ipynb #8e9fea04
 def decimals_for(
@@ -183,6 +184,19 @@ def settings_table(
     names.sort(key=lambda name: len(set(cells[name])) == 1)
     return pd.DataFrame([[escape(name.replace("_", " ")), *cells[name]] for name in names],
                         columns=["setting", *map(escape, params)])
+
+# %% ../../nbs/60_reporting/tables.ipynb #211c0810
+def save(
+    table: pd.DataFrame,  # of strings
+    name: str,  # "<study>-<what>" with hyphens: label `@tbl-<name>`, file `_tables/<name>.md`
+    caption: str,
+    records: list[Record],  # that it was made from
+):  # path of the Markdown file
+    "Write a table of a summary; the caption says what must be said about the data."
+    profile, summary = records[0].profile, summarise(rows(records))
+    summary.attrs["profile"] = profile
+    text = markdown(table, name, f"{caption} {mark(summary)}")
+    return atomic_write(settings().results(profile) / f"{name}.md", text)
 
 # %% ../../nbs/60_reporting/tables.ipynb #9a22b818
 def shorten(

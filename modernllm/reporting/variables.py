@@ -39,8 +39,8 @@ def notice(
         return "embedded text stands in for a data set"
     return "some of the data is generated" if any(item.generated for item in data) else ""
 
-# %% ../../nbs/60_reporting/variables.ipynb #2958eec7
-RESERVED = ("title", "question", "data", "commit", "command", "runs", "best", "lead")
+# %% ../../nbs/60_reporting/variables.ipynb #79ba7ff4
+RESERVED = ("title", "question", "data", "commit", "command", "runs", "best", "lead", "lowest", "highest", "total")
 
 
 def data_read(
@@ -78,11 +78,14 @@ def of_study(
     summary = summarise(rows(records))
     leaders = {metric: leader(summary, metric) for metric in dict.fromkeys(summary.metric)}
     leaders = {metric: found for metric, found in leaders.items() if found}
+    means = summary.groupby("metric", sort=False)["mean"]
+    over = {"lowest": means.min(), "highest": means.max(), "total": means.sum()}
     values = {
         "data": data_read(records), "commit": " ".join(sorted({short_commit(record) for record in records})),
         "command": records[0].command, "runs": number(len(records)),
         "best": {key(metric): variant for metric, (variant, _) in leaders.items()},
         "lead": {key(metric): share(distance) for metric, (_, distance) in leaders.items()},
+        **{name: {key(metric): number(float(value)) for metric, value in found.items()} for name, found in over.items()},
     }
     for variant, runs in groups.items():
         if key(variant) in values:

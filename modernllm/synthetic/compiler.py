@@ -50,7 +50,7 @@ def live_fill(
                     if hasattr(module, name):
                         fill(getattr(module, name).weight, empty(module.wo.weight.T), size**-0.5)
 
-# %% ../../nbs/52_synthetic/compiler.ipynb #67c0e16c
+# %% ../../nbs/52_synthetic/compiler.ipynb #5361e80b
 LONGEST = {"exact": 512, "exact_bf16": 120, "soft": 64}  # inputs that a build is made for when nothing is said
 
 
@@ -63,10 +63,14 @@ def compile_t5(
     "A T5 whose weights are computed, not trained, and that performs the program."
     chosen = BUILDS[check_name("build", build, BUILDS)]
     task = task_or_program
+    if max_length is not None and max_length < 1:
+        raise InputError(f"max_length is {max_length}; allowed: 1 or more")
     if isinstance(task, str):
         task = make_task(task, t5_config.vocab_size, max_length or LONGEST[build])
     program = task if isinstance(task, Program) else task.program
     length = max_length or (LONGEST[build] if isinstance(task, Program) else task.setting.length)
+    if isinstance(task, Task) and length > task.setting.length:
+        raise InputError(f"max_length is {length}; allowed: 1 to {task.setting.length}, which the task was made for")
     plan = make_plan(program, t5_config, length)
     if plan.largest > chosen.largest:
         raise InputError(

@@ -58,16 +58,13 @@ def bounds(
         return 0, max(of(number)[1] for _, number in node.pairs)
     return 0, 1  # TokenIn, End
 
-# %% ../../nbs/52_synthetic/layout.ipynb #2b3b8fea
+# %% ../../nbs/52_synthetic/layout.ipynb #613e2b77
 def bends(
     values: list[int],  # f(low), f(low + 1), …
 ) -> list[tuple[int, int]]:  # (k, change of slope at low + k)
     "The broken line through a table's values, level outside of it."
     slopes = [0, *(b - a for a, b in zip(values, values[1:])), 0]
     return [(k, after - before) for k, (before, after) in enumerate(zip(slopes, slopes[1:])) if after != before]
-
-
-assert bends([0, 0, 1, 1]) == [(1, 1), (2, -1)]
 
 # %% ../../nbs/52_synthetic/layout.ipynb #2a4bb026
 @dataclass
@@ -119,7 +116,7 @@ class Plan:
         used = ", ".join(f"{side} {n}" for side, n in self.layers.items())
         return "\n".join([f"{self.program.name}: inputs to {self.length}, layers {used}, {self.channels} channels", *rows])
 
-# %% ../../nbs/52_synthetic/layout.ipynb #1fcfcc53
+# %% ../../nbs/52_synthetic/layout.ipynb #3c1abf91
 def anchor_channels(d_model: int) -> int:
     "The least m with d_model / m a power of four; 2 when that is more than 16."
     m = next((m for m in range(1, 17) if d_model % m == 0 and math.log(d_model / m, 4).is_integer()), 2)
@@ -133,9 +130,6 @@ def digit_layout(vocab_size: int, room: int) -> tuple[int, int]:
         if levels * base <= room:
             return levels, base
     raise InputError(f"comparing {vocab_size:,} tokens by order needs a head of more than {room} channels (d_kv)")
-
-
-assert [anchor_channels(d) for d in (64, 128, 512, 768, 1024)] == [1, 2, 2, 3, 1]
 
 # %% ../../nbs/52_synthetic/layout.ipynb #4006b983
 class _Stack:

@@ -119,7 +119,7 @@ def listing(program: Program) -> str:
         names[node] = names_line
     return "\n".join([f"{program.name}:", *(f"  {line}" for line in lines)])
 
-# %% ../../nbs/52_synthetic/program.ipynb #e64a216b
+# %% ../../nbs/52_synthetic/program.ipynb #72d2ac50
 class Columns:
     "The values of every expression for one input."
 
@@ -131,15 +131,19 @@ class Columns:
             self.known[node] = [self._value(node, row) for row in range(len(self.ids) + 1)]
         return self.known[node]
 
-    def selected(self, s: Select, row: int) -> list[int]:
+    def allowed(self, s: Select, row: int) -> list[int]:
+        "The positions in the window of a row."
         n = len(self.ids)
-        allowed = {
+        return list({
             "all": range(n),
             "past": range(row),
             "future": range(n) if row == n else range(row + 1, n),
             "shift": [row + s.shift] if 0 <= row + s.shift < n else [],
-        }[s.window]
-        found = list(allowed)
+        }[s.window])  # fmt: skip
+
+    def selected(self, s: Select, row: int) -> list[int]:
+        "Those of them that meet all conditions."
+        n, found = len(self.ids), self.allowed(s, row)
         if s.same:
             mine, theirs = self.of(s.same[0])[row], self.of(s.same[1])
             found = [j for j in found if mine is not None and theirs[j] == mine]

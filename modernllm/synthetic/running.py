@@ -17,7 +17,7 @@ from ..core.config import InputError
 from .weights import BUILDS
 from .language import EOS, PAD, UNK
 
-# %% ../../nbs/52_synthetic/running.ipynb #4d3256ec
+# %% ../../nbs/52_synthetic/running.ipynb #dd5ae6dd
 def check_inputs(
     model: T5ForConditionalGeneration,
     sequences: Sequence[Sequence[int]],  # data tokens, without EOS
@@ -62,11 +62,14 @@ def answer(
     *,
     num_beams: int = 1,
     go_on: bool = False,  # answer inputs beyond the bound too, with a warning
+    most: int | None = None,  # tokens of an answer, EOS included; as many as the program can say when not given
 ) -> list[list[int]]:  # without EOS
     "What a compiled model says, by its own cached `generate`."
     check_inputs(model, sequences, go_on)
+    if not sequences:
+        return []
     batch = {name: value.to(model.device) for name, value in pad_inputs(sequences).items()}
-    most = model.config.synthetic["max_steps"] + 1
+    most = most or model.config.synthetic["max_steps"] + 1
     with torch.no_grad():
         out = model.generate(**batch, max_new_tokens=most, num_beams=num_beams, do_sample=False)
     answers = []

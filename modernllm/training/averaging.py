@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.config import InputError
 from .callbacks import Callback
+from .parallel import laid_out
 
 # %% ../../nbs/30_training/averaging.ipynb #52520264
 class AveragedWeights(Callback):
@@ -32,7 +33,7 @@ class AveragedWeights(Callback):
         if self.kept is None:
             self.kept = {name: tensor.clone() for name, tensor in live.items()}
             for name, tensor in self.average(live).items():
-                live[name].copy_(tensor)
+                live[name].copy_(laid_out(tensor, live[name]))
 
     def take_out(self, trainer) -> None:
         "Put the weights of the last step back."
@@ -67,7 +68,7 @@ class EMA(AveragedWeights):
         live = self.live(trainer)
         if not self.weights:
             self.weights = {name: tensor.clone() for name, tensor in live.items()}
-        self.weights = {name: self.weights[name].to(tensor.device) for name, tensor in live.items()}
+        self.weights = {name: laid_out(self.weights[name], tensor) for name, tensor in live.items()}
         self.n += 1
         torch._foreach_lerp_(list(self.weights.values()), list(live.values()), 1 - min(self.decay, (1 + self.n) / (10 + self.n)))
 
@@ -107,7 +108,7 @@ class LastAverage(AveragedWeights):
     def average(self, live):
         if not self.snapshots:
             return live
-        return {name: torch.stack([s[name].to(t.device) for s in self.snapshots]).mean(0) for name, t in live.items()}
+        return {name: torch.stack([laid_out(s[name], t) for s in self.snapshots]).mean(0) for name, t in live.items()}
 
     def tensors(self):
         return {f"{place}.{name}": t for place, snapshot in enumerate(self.snapshots) for name, t in snapshot.items()}

@@ -66,7 +66,7 @@ class ProgressBar(Callback):
 
         interval = 0.5 if sys.stderr.isatty() else 10
         self.bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc="training", unit="step",
-                        delay=2, mininterval=interval)
+                        delay=2, mininterval=interval, disable=not trainer.accelerator.is_main_process)
 
     def step_end(self, trainer, row):
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
@@ -105,16 +105,20 @@ class LivePlot(Callback):
     def png(self, history: dict) -> bytes:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(5, 2.5), layout="constrained")
-        axes = figure.subplots()
-        for name, style in (("train", "-"), ("eval", "o--")):
-            if history[name]:
-                axes.plot([r["step"] for r in history[name]], [r["loss"] for r in history[name]], style, ms=3, label=name)
-        axes.set(xlabel="step", ylabel="loss (nats)")
-        if axes.has_data():
-            axes.legend()
+        from ..core.plotting import series_look, style
+
         buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=80)
+        with style():
+            figure = Figure(figsize=(5, 2.5))
+            axes = figure.subplots()
+            for position, name in enumerate(("train", "eval")):
+                if rows := history[name]:
+                    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=name,
+                              **series_look(position) | {"marker": "o" if name == "eval" else ""})
+            axes.set(xlabel="step", ylabel="loss (nats)")
+            if axes.has_data():
+                axes.legend()
+            figure.savefig(buffer, dpi=120)
         return buffer.getvalue()
 
 # %% ../../nbs/30_training/callbacks.ipynb #ee53f8a4

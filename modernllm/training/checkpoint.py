@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import InputError, RunFailed
+from .parallel import laid_out
 
 PREFIX = "step_"
 
@@ -56,7 +57,7 @@ def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
         raise InputError(f"the checkpoint is of another model: {sorted(wrong)[0]} differs (and {len(wrong) - 1} more)")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(laid_out(tensors[name], tensor))
 
 # %% ../../nbs/30_training/checkpoint.ipynb #9b354a45
 def _write(folder: Path, name: str, data: bytes) -> dict:

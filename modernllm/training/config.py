@@ -42,6 +42,8 @@ class TrainConfig(Config):
     checkpoint_every_minutes: float = pydantic.Field(5.0, ge=0)  # 0: by steps alone
     keep_checkpoints: int = pydantic.Field(2, ge=1)  # newest ones; the best is kept beside them
     early_stop_patience: int = pydantic.Field(0, ge=0)  # evaluations without improvement; 0: never
+    sharding: Literal["none", "full"] = "none"  # full: processes divide the parameters; see `parallel`
+    deterministic: bool = False  # let torch use no algorithm that may give other bits the next time, or refuse
     trackers: tuple[Literal["tensorboard", "wandb"], ...] | None = None  # None: see `used_trackers`
 
     @pydantic.model_validator(mode="after")
@@ -108,14 +110,21 @@ def uses_bfloat16(
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 # %% ../../nbs/30_training/config.ipynb #26483503
-FREE = {"checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints", "trackers"}
+FREE = {"checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints", "sharding", "deterministic", "trackers"}
 
 
 def differences(
     here: TrainConfig,
     there: dict,  # of a checkpoint
+    processes: int = 1,  # here
+    processes_there: int = 1,
 ) -> str:  # "" when a training may go on
     "What keeps a training from going on from a checkpoint."
     own = here.to_dict()
-    return "; ".join(f"{name} is {own.get(name)} here and {value} there" for name, value in there.items()
-                     if name not in FREE and own.get(name) != value)
+    different = [f"{name} is {own.get(name)} here and {value} there" for name, value in there.items()
+                 if name not in FREE | {"accumulation"} and own.get(name) != value]
+    step, step_there = here.accumulation * processes, there["accumulation"] * processes_there
+    if step != step_there:
+        different.append(f"accumulation is {here.accumulation} in {processes} processes here and {there['accumulation']} in "
+                         f"{processes_there} there, which must be as many batches a step")
+    return "; ".join(different)

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['Rising', 'LearningRates', 'lr_find']
 
-# %% ../../nbs/30_training/lr_find.ipynb #1ff414c1
-from collections.abc import Callable
+# %% ../../nbs/30_training/lr_find.ipynb #6b1ca247
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
 from ..core.config import InputError, RunFailed
+from ..core.plotting import COLUMN, style
 from .callbacks import Callback
 from .config import TrainConfig
 from .objectives import Objective
@@ -42,7 +43,7 @@ class _Losses(Callback):
         if len(self.smooth) > 10 and self.smooth[-1] > 4 * min(self.smooth):
             trainer.stop("exploded")
 
-# %% ../../nbs/30_training/lr_find.ipynb #ca0b6d11
+# %% ../../nbs/30_training/lr_find.ipynb #34828606
 @dataclass
 class LearningRates:
     "What a range test has found."
@@ -55,12 +56,13 @@ class LearningRates:
         import matplotlib.pyplot as plt
         import seaborn as sns
 
-        _, axes = plt.subplots(figsize=(5, 2.5), layout="constrained")
-        sns.lineplot(x=self.table["lr"], y=self.table["loss"], alpha=0.3, ax=axes, label="loss")
-        sns.lineplot(x=self.table["lr"], y=self.table["smooth"], ax=axes, label="smoothed")
-        axes.axvline(self.suggestion, ls="--", color="gray", label=f"suggestion {self.suggestion:.1e}")
-        axes.set(xscale="log", xlabel="learning rate", ylabel="loss (nats)", ylim=(None, 1.2 * self.table["smooth"][0]))
-        axes.legend()
+        with style():
+            _, axes = plt.subplots(figsize=(COLUMN, 2))
+            sns.lineplot(x=self.table["lr"], y=self.table["loss"], alpha=0.3, ax=axes, label="loss")
+            sns.lineplot(x=self.table["lr"], y=self.table["smooth"], ax=axes, label="smoothed")
+            axes.axvline(self.suggestion, ls="--", color="gray", label=f"suggestion {self.suggestion:.1e}")
+            axes.set(xscale="log", xlabel="learning rate", ylabel="loss (nats)", ylim=(None, 1.2 * self.table["smooth"][0]))
+            axes.legend()
         return axes
 
 
@@ -72,6 +74,7 @@ def lr_find(
     lowest: float = 1e-6,
     highest: float = 1.0,
     steps: int = 100,
+    callbacks: Sequence[Callback] = (),  # such as a progress bar
     **settings,  # of TrainConfig, such as optimizer, accumulation, precision
 ) -> LearningRates:
     "Learning-rate range test."
@@ -80,7 +83,7 @@ def lr_find(
     own = {"max_steps": steps, "learning_rate": highest, "lowest": lowest, "checkpoint_every_minutes": 0}
     found = _Losses()
     try:
-        Trainer(make_model(), objective, batches, Rising(**{**settings, **own}), callbacks=[found]).fit()
+        Trainer(make_model(), objective, batches, Rising(**{**settings, **own}), callbacks=[found, *callbacks]).fit()
     except RunFailed:
         if not found.losses:  # a loss that is no number at the end is what the test provokes
             raise

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['IGNORE', 'LossOutput', 'Objective', 'plain_head', 'LanguageModelling', 'Seq2Seq']
 
-# %% ../../nbs/30_training/objectives.ipynb #07865c25
+# %% ../../nbs/30_training/objectives.ipynb #ad604cfc
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.config import InputError
+from ..models.budget import training_flops
+from ..models.config import ModernLLMConfig
 from .logprobs import linear_loss
 
 IGNORE = -100  # target of a position without a loss
 
-# %% ../../nbs/30_training/objectives.ipynb #6cdd491f
+# %% ../../nbs/30_training/objectives.ipynb #c3f3e8df
 class LossOutput(NamedTuple):
     "What an objective says about one batch."
 
@@ -31,6 +33,10 @@ class Objective(nn.Module):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> LossOutput:
         raise NotImplementedError
 
+    def flops_per_token(self, model: nn.Module, batch: dict[str, Tensor]) -> float | None:
+        "Operations of a training step on such a batch for each item of its weight; None: not known."
+        return None
+
     def train(self, mode: bool = True):
         "Training mode for what is trained; a frozen part, such as a teacher, stays in evaluation mode."
         super().train(mode)
@@ -40,7 +46,7 @@ class Objective(nn.Module):
                 part.eval()
         return self
 
-# %% ../../nbs/30_training/objectives.ipynb #a8709e3a
+# %% ../../nbs/30_training/objectives.ipynb #bdb44fac
 def plain_head(
     model: nn.Module,
 ) -> nn.Linear | None:  # None: the logits are more than hidden @ weight.T and a soft-cap
@@ -82,6 +88,13 @@ class LanguageModelling(Objective):
             total = total + router_loss * weight
             metrics = {"nats": nats.detach()} | {name: value * weight for name, value in out.router_metrics.items()}
         return LossOutput(total, weight, metrics)
+
+    def flops_per_token(self, model, batch):
+        "Known for our own models where all of their weights are trained."
+        config, ids, weight = getattr(model, "config", None), batch["input_ids"], int((batch["targets"] != IGNORE).sum())
+        if not isinstance(config, ModernLLMConfig) or not weight or not all(p.requires_grad for p in model.parameters()):
+            return None
+        return sum(training_flops(config, ids.shape[1]).values()) * ids.numel() / weight
 
     def of_logits(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         "What `linear_loss` returns, from a whole table of logits."

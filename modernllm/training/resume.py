@@ -13,6 +13,7 @@ from ..core.config import InputError, RunFailed
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
 from .config import differences
+from .parallel import check_alike, gather, put_optimizer
 
 # %% ../../nbs/30_training/resume.ipynb #6396a3c9
 PLAIN = ("step", "tokens", "stopped", "best", "history", "window")
@@ -21,13 +22,15 @@ PLAIN = ("step", "tokens", "stopped", "best", "history", "window")
 def state_of(
     trainer,
 ) -> Checkpoint:
-    "All that a Trainer needs to go on from here."
+    "All that a Trainer needs to go on from here. All processes must call it; what the first one gets is whole."
     state = {name: getattr(trainer, name) for name in PLAIN}
-    state |= {"skips": trainer.skips, "config": trainer.config.to_dict(),
+    state |= {"skips": trainer.skips, "config": trainer.config.to_dict(), "processes": trainer.accelerator.num_processes,
               "callbacks": [callback.state_dict() for callback in trainer.callbacks]}
     tensors = {f"{place}.{name}": tensor for place, callback in enumerate(trainer.callbacks)
                for name, tensor in callback.tensors().items()}
-    return Checkpoint(checkpoints.trained_tensors(trainer.inner), trainer.optimizer.state_dict(), state, tensors)
+    parts = gather([checkpoints.trained_tensors(trainer.inner), trainer.optimizer.state_dict(), tensors],
+                   keep=trainer.accelerator.is_main_process)
+    return Checkpoint(parts[0], parts[1], state, parts[2])
 
 
 def put_callbacks(trainer, found: Checkpoint) -> None:
@@ -41,7 +44,7 @@ def put_callbacks(trainer, found: Checkpoint) -> None:
 def put_state(trainer, found: Checkpoint) -> None:
     "The way back, apart from `skips`."
     checkpoints.put_tensors(trainer.inner, found.weights)
-    trainer.optimizer.load_state_dict(found.optimizer)
+    put_optimizer(trainer.optimizer, found.optimizer)
     for name in PLAIN:
         setattr(trainer, name, found.state[name])
     put_callbacks(trainer, found)
@@ -50,9 +53,11 @@ def put_state(trainer, found: Checkpoint) -> None:
 def resume(trainer) -> None:
     "Go on from the newest sound checkpoint in the Trainer's folder, if there is one."
     found = checkpoints.load_latest(trainer.folder) if trainer.folder else None
+    check_alike(found.state["step"] if found else 0, trainer.folder)
     if found is None:
         return
-    other = differences(trainer.config, found.state["config"])
+    processes = trainer.accelerator.num_processes, found.state.get("processes", 1)
+    other = differences(trainer.config, found.state["config"], *processes)
     if other:
         raise InputError(f"{trainer.folder} holds checkpoints of a training with other settings: {other}")
     put_state(trainer, found)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainStep', 'TrainResult', 'Trainer']
 
-# %% ../../nbs/30_training/trainer.ipynb #ff868b3c
+# %% ../../nbs/30_training/trainer.ipynb #c3a4a80c
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +17,11 @@ from signal import SIGTERM
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
 from ..core.config import RunFailed
-from ..core.seeding import seed_everything, step_seed
+from ..core.seeding import deterministic, seed_everything, step_seed
 from ..core.telemetry import Telemetry
 from . import checkpoint as checkpoints
 from .allocator import keep_freed_memory
@@ -32,7 +31,9 @@ from .interrupt import Deferred
 from .muon import muon
 from .objectives import LossOutput, Objective
 from .optim import adamw
+from .parallel import connect, gathered, of_the_first, shared_out, take_back, whole
 from .resume import load_best, place, resume, rewind, state_of
+from .utilisation import limits
 
 # %% ../../nbs/30_training/trainer.ipynb #c28ca977
 class TrainStep(nn.Module):
@@ -59,7 +60,7 @@ class TrainResult:
     stopped: str  # "finished", or what a callback said: "early_stop", "killed", …
     model: nn.Module  # with the weights of the last step
 
-# %% ../../nbs/30_training/trainer.ipynb #01053f25
+# %% ../../nbs/30_training/trainer.ipynb #97bf2a8f
 class Trainer:
     "Trains a model, and what the objective brings along, to the end of the config; resumes by itself."
 
@@ -75,21 +76,22 @@ class Trainer:
         folder: str | Path | None = None,  # for checkpoints; None: none are written
         telemetry: Telemetry | None = None,  # event log of the run
     ):
-        self.model, self.batches, self.config, self.evaluate = model, batches, config, evaluate
+        self.batches, self.config, self.evaluate = batches, config, evaluate
         self.folder, self.telemetry = Path(folder) if folder else None, telemetry
         self.callbacks = list(callbacks) if callbacks is not None else [ProgressBar()]
         if config.early_stop_patience:
             self.callbacks.append(EarlyStop(config.early_stop_patience))
         self.trackers = used_trackers(config, folder)
-        # Precision is TrainStep's business: Accelerate's own setting could not change within a process.
-        self.accelerator = Accelerator(mixed_precision="no", log_with=self.trackers or None, project_dir=folder)
+        self.accelerator = connect(log_with=self.trackers or None, project_dir=folder)
         keep_freed_memory()
-        step_module = TrainStep(model, objective, uses_bfloat16(config.precision, self.accelerator.device))
-        make = partial(muon, bf16=step_module.bf16) if config.optimizer == "muon" else adamw
-        optimizer = make(step_module, config.learning_rate, weight_decay=config.weight_decay,
+        self.given = TrainStep(model, objective, uses_bfloat16(config.precision, self.accelerator.device))
+        self.inner = shared_out(self.given, config.sharding, self.accelerator.device)  # without the wrapper of several processes
+        self.model = self.inner.model
+        make = partial(muon, bf16=self.inner.bf16) if config.optimizer == "muon" else adamw
+        optimizer = make(self.inner, config.learning_rate, weight_decay=config.weight_decay,
                          betas=(config.beta1, config.beta2), eps=config.eps)
-        self.inner = step_module  # without the wrapper of several processes
-        self.module, self.optimizer = self.accelerator.prepare(step_module, optimizer)
+        self.module = self.accelerator.prepare_model(self.inner, evaluation_mode=self.inner is not self.given)
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.total_steps = config.steps(batches, self.accelerator.num_processes)
         self.step, self.tokens, self.stopped, self.best = 0, 0, None, None
         self.skips: list[list[int]] = []  # [first, last] places of steps whose batches are passed over
@@ -109,12 +111,14 @@ class Trainer:
     def fit(self) -> TrainResult:
         "Train to the end, from the newest sound checkpoint if there is one."
         resume(self)
+        if self.telemetry and not self.stopped:
+            limits(self)
         if self.trackers:
             self.accelerator.init_trackers("modernllm", config=self.config.model_dump(exclude={"trackers"}))
         self.saved_at, self.logged_at, self.logged_tokens = time.monotonic(), time.perf_counter(), self.tokens
         self.module.train()
         self._call("fit_start")
-        with Deferred() as self.deferred:
+        with Deferred() as self.deferred, deterministic(self.config.deterministic):
             try:
                 leave = bool(self.stopped)
                 while not leave:
@@ -131,9 +135,11 @@ class Trainer:
                         self._save()
             finally:
                 self._call("fit_end")
-                if self.trackers:
-                    self.accelerator.end_training()
+                for tracker in self.accelerator.trackers:  # Accelerate's `end_training` would part the processes, too
+                    tracker.finish()
             self._event("stop", step=self.step, reason=self.stopped or "interrupted")
+        take_back(self.given, self.inner)
+        self.inner, self.model = self.given, self.given.model
         return TrainResult(self.step, self.tokens, self.best, self.history, self.stopped, self.model)
 
     def load_best(self) -> dict:
@@ -163,7 +169,7 @@ class Trainer:
         grads = [p.grad for p in self.inner.parameters() if p.grad is not None]
         weight = torch.where(sums[1] > 0, sums[1], 1.0)
         scale = accelerator.num_processes / weight  # gradients arrive as a mean over processes
-        norm = torch.nn.utils.get_total_norm(grads) * scale
+        norm = whole(torch.nn.utils.get_total_norm(grads)) * scale
         if config.grad_clip:
             scale = scale * (config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, scale)
@@ -196,7 +202,7 @@ class Trainer:
                 what = f"loss is {total}" if not math.isfinite(total) else f"gradient norm is {norm}"
                 self._call("bad_step", number, what)
                 if not self.wanted:
-                    self._fail(number, what, losses.tolist())
+                    self._fail(number, what, losses)
             if self.wanted:
                 return  # the weights of the steps from here on are given up
             self.tokens += round(weight)
@@ -219,9 +225,10 @@ class Trainer:
         self._event("step", **row, train_seconds=seconds, tokens_per_second=speed)
         self.logged_at, self.logged_tokens = time.perf_counter(), self.tokens
 
-    def _fail(self, number: int, what: str, losses: list[float]) -> None:
-        bad = [micro for micro, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
-        where = ", ".join(str(self._index(number, micro)) for micro in bad)
+    def _fail(self, number: int, what: str, losses: torch.Tensor) -> None:
+        losses = self.accelerator.gather(losses).view(-1, len(losses)).T.flatten().tolist()  # of all, in the order of the batches
+        bad = [n for n, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
+        where = ", ".join(str(place(number, self.skips) * len(losses) + n) for n in bad)
         kept = checkpoints.steps(self.folder) if self.folder else []
         rest = f"; the last good checkpoint is of step {kept[-1]}" if kept else ""
         self._event("stop", step=number, reason="failed")
@@ -234,8 +241,8 @@ class Trainer:
         start = time.perf_counter()
         self._call("eval_start")
         self.module.eval()
-        with torch.no_grad():
-            values = {name: float(value) for name, value in self.evaluate(self.model).items()}
+        with torch.no_grad(), gathered(self.inner):
+            values = of_the_first({name: float(value) for name, value in self.evaluate(self.model).items()})
         self.module.train()
         if not math.isfinite(values.get("loss", math.nan)):
             raise RunFailed(f"the evaluation at step {self.step} gave no finite loss: {values}")
@@ -268,8 +275,9 @@ class Trainer:
         if not self.folder or self.wanted:
             return
         start = time.perf_counter()
+        state = state_of(self)
         if self.accelerator.is_main_process:
-            checkpoints.save(self.folder, state_of(self), self.step, needs=[self.best["step"]] if self.best else [])
+            checkpoints.save(self.folder, state, self.step, needs=[self.best["step"]] if self.best else [])
             checkpoints.prune(self.folder, self.step, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self.saved_at, seconds = time.monotonic(), time.perf_counter() - start

@@ -17,10 +17,12 @@ def test_a_mirror_is_believed_as_far_as_its_manifest_goes(tmp_path, monkeypatch,
     monkeypatch.setenv("MODERNLLM_DATA", str(tmp_path))
     files = [{"path": f"wikitext2/{name}.txt.gz", "sha256": ""} for name in ("train", "valid", "test", "raw_test")]
     (tmp_path / "manifest.json").write_text(json.dumps({"datasets": [{"files": files}]}))
-    places = {"wikitext2": "mirror", "wikitext2_raw": "mirror+hub", "tinystories": "hub", "embedded_docs": "embedded"}
-    assert listed(capsys) == places and places.keys() == CATALOGUE.keys()
+    places = {"wikitext2": "mirror", "wikitext2_raw": "mirror+hub", "tinystories": "hub", "embedded_docs": "embedded",
+              "geoquery": "nowhere", "generated_pairs": "generated"}
+    found = listed(capsys)
+    assert found.keys() == CATALOGUE.keys() and places.items() <= found.items()
     monkeypatch.setenv("MODERNLLM_DATA", "")
-    assert set(listed(capsys).values()) == {"hub", "embedded"}
+    assert set(listed(capsys).values()) == {"hub", "embedded", "generated", "nowhere"}
 
 
 @pytest.mark.parametrize("manifest", [None, "{"])

@@ -1,9 +1,11 @@
+import json
 import os
+import shutil
 
 import pytest
 
 from modernllm.cli.app import main
-from modernllm.core.runs import lock, unlock
+from modernllm.core.locks import lock, unlock
 from modernllm.core.telemetry import Telemetry
 
 SMALL = ["vocab_size=512", "limit_documents=20", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2",
@@ -51,7 +53,7 @@ def test_two_trainings_at_once(trained, capsys):
 
 def test_what_happened_is_in_the_event_log(trained):
     events = [event for event in Telemetry.read(trained) if event["session"] == 1]
-    assert [event["kind"] for event in events] == ["start", "step", "eval", "checkpoint", "stop"]
+    assert [event["kind"] for event in events] == ["start", "limit", "step", "eval", "checkpoint", "stop"]
 
 
 def refused(capsys, *line):
@@ -98,3 +100,35 @@ def test_a_folder_without_a_model_is_refused(capsys, tmp_path):
     for command in (["evaluate", str(tmp_path)], ["generate", str(tmp_path), "x"]):
         assert main(command) == 2
         assert "config.json" in capsys.readouterr().err
+
+
+def narrow(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
+
+
+def cut(model):
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage, words", [
+    (narrow, ["model.layers.0.mlp.down_proj.weight is (16, 48), not (16, 8)", "gate_proj"]),
+    (cut, ["weights cannot be read"]),
+])  # fmt: skip
+def test_a_model_that_does_not_fit_or_was_cut_short_is_named_and_left_alone(trained, tmp_path, capsys, damage, words):
+    model = tmp_path / "model"
+    shutil.copytree(trained / "model", model)
+    damage(model)
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for command in (["evaluate", str(tmp_path)], ["generate", str(tmp_path), "x"]):
+        assert main(command) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1 and all(word in said[0] for word in [str(model), *words])
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_a_prompt_longer_than_the_context_is_refused(trained, capsys):
+    assert main(["generate", str(trained), "a b c " * 40]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "more than the context of 32" in err

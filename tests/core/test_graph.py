@@ -10,8 +10,8 @@ import pytest
 from modernllm.core import execute, graph
 from modernllm.core.batch import run as run_batch
 from modernllm.core.config import InputError, RunFailed, settings
+from modernllm.core.locks import unlock
 from modernllm.core.records import load_record
-from modernllm.core.runs import unlock
 
 
 def in_this_process(notebook, output, parameters, threads=1, gpus=0):
@@ -167,6 +167,31 @@ def test_a_changed_selection_reaches_the_pick(done):
     assert [HIGH in line for line in graph.budget(None, "smoke") if "without a run" in line] == [True]
     assert done.run()[PICK] == "finished"
     assert load_record(done.record(PICK)).params["learning_rate"] == 0.1
+
+
+def test_what_is_significantly_better_reaches_the_variant_that_takes_all_of_it(lab):
+    rule = "select: {from: matrix, baseline: 'learning_rate=0.1,start_at=0.0', alpha: 0.1,"
+    lab.edit("tiny/plan.yaml", "select: {from: matrix,", rule)
+    lab.edit("tiny/plan.yaml", "smoke: {seeds: [0],", "smoke: {seeds: [0, 1, 2],")
+    every = "  all: {pick: kept, params: {steps: 9}, profiles: {smoke: {seeds: [0]}}}\n"
+    lab.edit("tiny/plan.yaml", "  pick1:\n", f"{every}  pick1:\n")
+    graph.prepare(["tiny"], "smoke")
+    for folder in sorted(lab.folder.glob("runs/smoke/tiny/*/s?")):
+        if folder.parent.name not in ("all", "pick1"):
+            execute.step("run", str(folder))
+    assert execute.step("select", "tiny", "smoke") == 0
+    selection = json.loads((lab.folder / "runs/smoke/tiny/selection.json").read_text())
+    high = HIGH.split("/")[1]
+    assert selection["kept"] == {"variant": high, "params": {"learning_rate": 0.3, "start_at": 0.0}}
+    judged, = selection["judged"]  # the variant that was killed is out
+    assert judged["variant"] == high and judged["kept"] and 0.05 < judged["p_holm"] < 0.1
+    graph.prepare(["tiny"], "smoke")
+    assert execute.step("run", str(lab.record("tiny/all/s0").parent)) == 0
+    assert load_record(lab.record("tiny/all/s0")).params == {"learning_rate": 0.3, "start_at": 0.0, "steps": 9, "fail": False}
+    assert lab.states("tiny")["tiny/all/s0"] == ("up to date", "")
+    lab.edit("tiny/plan.yaml", "alpha: 0.1", "alpha: 0.05")
+    state, why = lab.states("tiny")["tiny/all/s0"]
+    assert state == "changed parameter" and f"selection: {high} → nothing" in why
 
 
 def test_only_changed_code_counts(done):

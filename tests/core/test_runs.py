@@ -12,8 +12,9 @@ import sys
 import pytest
 
 from modernllm.core.config import InputError, RunFailed, atomic_write, settings
+from modernllm.core.locks import lock, unlock
 from modernllm.core.records import load_record, load_records
-from modernllm.core.runs import Run, lock, unlock
+from modernllm.core.runs import Run
 from modernllm.core.telemetry import Telemetry
 
 HOLD = """
@@ -336,3 +337,17 @@ def test_public_names_exist_and_others_do_not():
     assert set(core._EXPORTS) <= set(dir(core))
     with pytest.raises(AttributeError):
         core.nothing  # noqa: B018
+
+
+def test_a_notebook_gives_every_name_of_its_cell_of_parameters(project):
+    names = {"study": "tiny", "variant": "v", "seed": 2, "profile": "smoke", "run_dir": "", "inputs": {}, "other": 1}
+    cell = {**names, "steps": 3, "widths": [1, 2]}
+    del cell["other"]
+    source = "".join(f"{name} = {value!r}\n" for name, value in cell.items())
+    notebook = {"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}]}
+    atomic_write(settings().studies / "tiny" / "run.ipynb", json.dumps(notebook))
+    run = Run.of_notebook({**cell, "steps": 5, "other": 1})
+    assert (run.name, run.params) == ("tiny/v/s2", {"steps": 5, "widths": [1, 2]})
+    run.finish()
+    with pytest.raises(InputError, match="unknown/run.ipynb: cannot be read"):
+        Run.of_notebook({**cell, "study": "unknown"})

@@ -138,7 +138,7 @@ def test_two_trainers_in_one_run_are_told_apart():
 def test_price(monkeypatch):
     monkeypatch.setenv("MODERNLLM_CPU_HOUR_PRICE", "2")
     monkeypatch.setenv("MODERNLLM_GPU_HOUR_PRICE", "10")
-    ledger = Ledger(1.0, 1.0, 0.5, 0.25, 0.25, None, 1.0, None, None)
+    ledger = Ledger(1.0, 1.0, 0.5, 0.25, 0.25, None, 1.0, None, None, None, None)
     assert ledger.usd == 8.0
 
 
@@ -234,3 +234,17 @@ def test_a_gpu_is_counted(tmp_path, monkeypatch):
     assert ledger.useful_gpu_hours == pytest.approx(ledger.wall_seconds / 3600)
     monkeypatch.setitem(sys.modules, "pynvml", Fake(nvmlInit=lambda: 1 / 0))
     assert EnergyMeter(tmp_path / "none").joules() is None
+
+
+def test_each_part_is_measured_by_its_own_operations():
+    def line(kind, session, part, **fields):
+        return {"kind": kind, "session": session, "elapsed": 1, "cpu": 1, "gpus": 0, "memory_mb": 1.0, "part": part, **fields}
+
+    def step(session, part, number):
+        return line("step", session, part, step=number, tokens_per_second=100)
+
+    small, large = ({"flops_per_token": flops, "matmul_limit": 1000} for flops in (1, 5))
+    events = [line("limit", 1, "a", **small), step(1, "a", 1), line("limit", 1, "b", **large), step(1, "b", 1), step(1, "b", 2)]
+    assert Ledger.of(events).mfu == 0.5 and Ledger.of(events[:2]).mfu == 0.1 and Ledger.of(events).throughput == 100
+    other = [step(2, "b", 3)]  # a session that has not measured says nothing
+    assert Ledger.of(other).mfu is None and Ledger.of(other).matmul_limit is None

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modernllm.core.config import InputError, RunFailed
@@ -79,6 +79,22 @@ def test_targets_are_the_next_tokens(lengths, shape):
         assert inputs.shape == targets.shape == (shape["batch_size"], shape["block_size"]) and inputs.dtype == torch.int64
         known = targets[:, :-1] >= 0
         assert torch.equal(inputs[:, 1:][known & (targets[:, 1:] >= 0)], targets[:, :-1][known & (targets[:, 1:] >= 0)])
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=lengths, shape=shapes, shuffle=st.booleans())
+def test_positions_start_again_with_each_document_and_change_nothing_else(lengths, shape, shuffle):
+    split = split_from(lengths)
+    plain, apart = (LMBatches(split, **shape, shuffle=shuffle, separate_documents=flag) for flag in (False, True))
+    for i in range(2 * plain.batches_per_epoch):
+        batch, same = apart[i], plain[i]
+        assert all(torch.equal(batch[name], same[name]) for name in same) and set(batch) - set(same) == {"position_ids"}
+        for ids, targets, positions in zip(*(batch[name].tolist() for name in ("input_ids", "targets", "position_ids"))):
+            place = 0
+            for token, target, position in zip(ids, targets, positions):
+                place = 0 if token == 1 else place  # of <|endoftext|>
+                assert target == -100 or position == place
+                place += 1
 
 
 @given(lengths=lengths, shape=shapes)
@@ -184,6 +200,18 @@ def test_limit_is_part_of_the_identity(mirror, cache):
     for wrong in (0, -1, 1.5, True):
         with pytest.raises(InputError, match="limit_documents is"):
             load_corpus("wikitext2", 270, limit_documents=wrong)
+
+
+def test_a_part_of_the_training_split_is_spread_over_it_and_leaves_the_others_whole(mirror, shared_cache):
+    whole = load_corpus("wikitext2", 270)
+    part = load_corpus("wikitext2", every_nth=3, tokenizer=whole.tokenizer)
+    texts = [np.split(corpus.train.tokens, corpus.train.document_starts[1:]) for corpus in (whole, part)]
+    assert len(texts[1]) == -(-len(texts[0]) // 3) and all(np.array_equal(a, b) for a, b in zip(texts[0][::3], texts[1]))
+    assert part.validation.fingerprint == whole.validation.fingerprint
+    assert part.train.fingerprint != whole.train.fingerprint and part.train.note.endswith("one document in 3")
+    for wrong in (0, 1.5, None):
+        with pytest.raises(InputError, match="every_nth is"):
+            load_corpus("wikitext2", 270, every_nth=wrong)
 
 
 def test_disk_full_leaves_no_half_corpus(mirror, cache, monkeypatch):

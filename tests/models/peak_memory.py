@@ -1,21 +1,25 @@
 """Predicted and measured memory of training steps: `python tests/models/peak_memory.py [NAME ...]`.
 
-Each shape is trained for three steps in a process of its own. Measured is the process's peak resident memory less what it
-held before: after all imports and the training of a tiny model, so that what libraries load late is not counted.
+Each shape is trained for three steps in a process of its own. On a CPU, measured is the process's peak resident memory less
+what it held before: after all imports and the training of a tiny model, so that what libraries load late is not counted.
+Where there is a graphics card, it is what PyTorch's allocator counted there at most.
 """
 
 import json
 import subprocess
 import sys
 
-from modernllm.models.budget import step_memory
+import torch
+
+from modernllm.core.config import InputError
 from modernllm.models.config import ModernLLMConfig
+from modernllm.models.memory import step_memory
 
 MB = 2**20
 SMALL = {"vocab_size": 4096, "hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
 MEDIUM = {"vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
 REGULARISED = {"residual_dropout": 0.1, "embedding_dropout": 0.1, "attention_dropout": 0.1}
-SHAPES = {  # name: (fields, sequences, tokens of each)
+SHAPES = {  # name: (fields, sequences, tokens of each, gradient checkpointing)
     "small 1": (SMALL, 1, 256),
     "small 4": (SMALL, 4, 256),
     "small 16": (SMALL, 16, 256),
@@ -30,6 +34,15 @@ SHAPES = {  # name: (fields, sequences, tokens of each)
     "16k words 4": (MEDIUM | {"vocab_size": 16000}, 4, 256),
     "deep 16": (SMALL | {"hidden_size": 64, "num_hidden_layers": 16}, 16, 128),
     "medium 16": (MEDIUM, 16, 256),
+    "2 of 4 experts 4": (SMALL | {"num_local_experts": 4}, 4, 256),
+    "2 of 4 experts 16": (SMALL | {"num_local_experts": 4}, 16, 256),
+    "1 of 8 experts 8": (SMALL | {"num_local_experts": 8, "num_experts_per_tok": 1}, 8, 256),
+    "half experts 8": (SMALL | {"num_local_experts": 8, "intermediate_size": 176, "expert_capacity_factor": 1.25}, 8, 256),
+    "every second 4": (MEDIUM | {"num_local_experts": 4, "decoder_sparse_step": 2,
+                                 "shared_expert_intermediate_size": 344}, 4, 256),
+    "64 experts 1": (SMALL | {"num_local_experts": 64}, 1, 256),
+    "checkpointed 16": (SMALL, 16, 256, True),
+    "checkpointed experts 16": (SMALL | {"num_local_experts": 4}, 16, 256, True),
 }
 
 PROGRAM = """
@@ -44,22 +57,25 @@ from modernllm.training.trainer import TrainConfig, Trainer
 def held(name):  # VmHWM: this program's own peak; getrusage's also counts the process it was forked from
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
-def train(fields, batch_size, context, steps):
+def train(steps, fields, batch_size, context, checkpointing=False):
     model = ModernDecoderLM(ModernLLMConfig.checked(**fields))
+    if checkpointing:
+        model.activation_checkpointing_enable()
     config = TrainConfig(max_steps=steps, learning_rate=1e-3, schedule="constant", warmup_steps=0, precision="bf16")
     Trainer(model, LanguageModelling(), ZipfBatches(model.config.vocab_size, batch_size, context), config, callbacks=[]).fit()
 
 torch.set_num_threads(1)
-train({"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}, 1, 8, 1)
+train(1, {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}, 1, 8)
 before = held("VmRSS")
-train(*json.loads(sys.argv[1]), 3)
-print(held("VmHWM") - before)
+train(3, *json.loads(sys.argv[1]))
+print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else held("VmHWM") - before)
 """
 
 
 def predicted(name: str) -> int:
-    fields, batch_size, context = SHAPES[name]
-    return step_memory(ModernLLMConfig.checked(**fields), batch_size, context)["peak"]
+    fields, batch_size, context, *checkpointing = SHAPES[name]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return step_memory(ModernLLMConfig.checked(**fields), batch_size, context, device, *checkpointing)["peak"]
 
 
 def measured(name: str) -> int:
@@ -68,7 +84,12 @@ def measured(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print(f"{'shape':18}{'predicted':>10}{'measured':>10}{'ratio':>8}")
+    print(f"{'shape':26}{'predicted':>10}{'measured':>10}{'ratio':>8}")
     for name in sys.argv[1:] or SHAPES:
-        ours, theirs = predicted(name), measured(name)
-        print(f"{name:18}{ours / MB:>10.1f}{theirs / MB:>10.1f}{ours / theirs:>8.2f}", flush=True)
+        try:
+            ours = predicted(name)
+        except InputError as error:
+            print(f"{name:26}{error}")
+            continue
+        theirs = measured(name)
+        print(f"{name:26}{ours / MB:>10.1f}{theirs / MB:>10.1f}{ours / theirs:>8.2f}", flush=True)

@@ -28,21 +28,25 @@ def test_attention_equals_the_fused_kernel(time, kv_heads, groups, pairs, seed):
 @settings(max_examples=40, deadline=None)
 @given(
     time=st.integers(1, 200), window=st.none() | st.integers(1, 220), sunk=st.booleans(), groups=st.integers(1, 2),
-    seed=st.integers(0, 2**31),
+    borders=st.none() | st.sets(st.integers(0, 199), max_size=6), seed=st.integers(0, 2**31),
 )
-def test_windows_and_sinks_equal_the_definition(time, window, sunk, groups, seed):
+def test_windows_sinks_and_documents_equal_the_definition(time, window, sunk, groups, borders, seed):
     torch.manual_seed(seed)
     make = lambda heads: torch.randn(2, heads, time, 4, dtype=torch.float64, requires_grad=True)
     q, k, v = make(2 * groups), make(2), make(2)
     sinks = torch.randn(2 * groups, dtype=torch.float64, requires_grad=True) if sunk else None
-    seen = torch.ones(time, time, dtype=torch.bool).tril().triu(1 - (window or time))
+    seen, starts = torch.ones(time, time, dtype=torch.bool).tril().triu(1 - (window or time)), None
+    if borders is not None:  # the second row is one document
+        starts = torch.tensor([[max({0, *(b for b in borders if b <= at)}) for at in range(time)], [0] * time])
+        seen = seen & (starts[:, None, :, None] == starts[:, None, None])  # of one document
     scores = (q @ k.repeat_interleave(groups, 1).transpose(2, 3) / 2).masked_fill(~seen, float("-inf")).exp()
     total = scores.sum(-1, keepdim=True) + (sinks.exp()[:, None, None] if sunk else 0)
     plain = scores / total @ v.repeat_interleave(groups, 1)
     grad, inputs = torch.randn_like(plain), [q, k, v] + [sinks] * sunk
     expected = torch.autograd.grad(plain, inputs, grad)
     for ours in (
-        kernels.causal_attention(q, k, v, sinks=sinks, window=window), kernels.masked_attention(q, k, v, seen, sinks=sinks)
+        kernels.causal_attention(q, k, v, sinks=sinks, window=window, starts=starts),
+        kernels.masked_attention(q, k, v, seen, sinks=sinks),
     ):
         torch.testing.assert_close(ours, plain)
         torch.testing.assert_close(torch.autograd.grad(ours, inputs, grad), expected)

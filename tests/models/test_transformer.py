@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from modernllm.core.config import InputError
 from modernllm.models.config import ModernLLMConfig
+from modernllm.models.convert import to_llama
 from modernllm.models.transformer import ModernDecoderLM, ModernModel
+from modernllm.training.objectives import LanguageModelling
 
 TINY = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
 OPTIONS = {
@@ -98,12 +100,33 @@ def test_generation_with_any_cache_equals_none(model, how):
         assert torch.equal(texts[0][0, 30:], alone[0, 21:])
 
 
-def test_packed_documents_do_not_see_each_other(model):
-    ids = tokens(0, 1, 60)
-    positions = torch.cat((torch.arange(25), torch.arange(35)))[None]
+def test_packed_documents_are_read_as_each_alone(model):
+    lengths, ids = ([25, 105], [64, 1, 65]), tokens(0, 2, 130)  # borders inside, and at the end of, the kernel's blocks
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
     with torch.no_grad():
-        packed = model(ids, position_ids=positions).logits
-        torch.testing.assert_close(packed[:, 25:], model(ids[:, 25:]).logits, atol=1e-5, rtol=0)
+        packed, seen = (model(ids, position_ids=positions, output_attentions=look) for look in (False, True))
+        for row, documents in enumerate(lengths):
+            for end, n in zip(torch.tensor(documents).cumsum(0).tolist(), documents):
+                alone = model(ids[row : row + 1, end - n : end]).logits[0]
+                for out in (packed, seen):
+                    torch.testing.assert_close(out.logits[row, end - n : end], alone, atol=1e-5, rtol=0)
+                assert seen.attentions[1][row, :, end - n : end, : end - n].abs().sum() == 0
+        one = torch.arange(130)[None]  # a document in each row: nothing to be kept apart
+        assert torch.equal(model(ids, position_ids=one).logits, model(ids).logits)
+
+
+def test_packed_documents_have_the_losses_of_each_alone_here_and_in_a_llama():
+    ours = ModernDecoderLM(ModernLLMConfig(**TINY, num_key_value_heads=2, tie_word_embeddings=False))
+    ids, targets, objective = tokens(0, 1, 90), tokens(1, 1, 90), LanguageModelling()
+    parts = [slice(0, 30), slice(30, 90)]
+    positions = torch.cat([torch.arange(30), torch.arange(60)])[None]
+    for model in (ours, to_llama(ours)):
+        objective.loss(model, {"input_ids": ids, "targets": targets, "position_ids": positions}).total.backward()
+        packed = [p.grad for p in model.parameters()]
+        model.zero_grad()
+        sum(objective.loss(model, {"input_ids": ids[:, part], "targets": targets[:, part]}).total for part in parts).backward()
+        for a, b in zip(packed, [p.grad for p in model.parameters()]):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_looking_at_attention_changes_nothing(model):

@@ -74,8 +74,10 @@ def test_what_is_typed_is_not_built(smoke, capsys):
 def test_missing_results_fail(smoke):
     found = problems("cpu")
     assert "paper.qmd: missing result: table example-test" in found
-    assert "missing result: example/medium/s3 has no record in profile cpu" in found
+    assert "missing result: study example has no record of its 8 runs in profile cpu" in found
     assert any("variables, such as example." in line for line in found)
+    publish(example_records("cpu")[0])
+    assert "missing result: example/medium/s3 has no record in profile cpu" in problems("cpu")
 
 
 def test_stale_results_are_listed_and_do_not_fail(smoke, project, capsys):

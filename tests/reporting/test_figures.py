@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from modernllm.core import plotting
 from modernllm.core.config import InputError
 from modernllm.core.records import Record
 from modernllm.reporting import figures
@@ -25,7 +26,7 @@ def test_png_has_300_dots_an_inch(project):
 
     svg = figures.save(figures.metric_points(example_records(), "test_loss"), "f", "cpu")
     with Image.open(svg.with_suffix(".png")) as image:
-        assert image.width == round(figures.COLUMN * 300) and round(image.info["dpi"][0]) == 300
+        assert image.width == round(plotting.COLUMN * 300) and round(image.info["dpi"][0]) == 300
 
 
 def test_smoke_is_written_across_the_figure(project, monkeypatch):
@@ -39,7 +40,7 @@ def test_smoke_is_written_across_the_figure(project, monkeypatch):
 
 def test_style_leaves_nothing_behind():
     before = plt.rcParams.copy()
-    with figures.style():
+    with plotting.style():
         assert plt.rcParams["svg.hashsalt"] == "modernllm"
     assert plt.rcParams == before
 
@@ -57,7 +58,7 @@ def test_curves_of_different_length_are_averaged_where_all_have_points():
     lambda records: figures.loss_curves(records, "no_such"),
     lambda records: figures.metric_points(records, "no_such"),
     lambda records: figures.mean_curve([], "c"),
-    lambda records: figures.series_look(6),
+    lambda records: plotting.series_look(6),
 ])
 def test_what_cannot_be_drawn_is_refused(draw):
     with pytest.raises(InputError):
@@ -66,7 +67,7 @@ def test_what_cannot_be_drawn_is_refused(draw):
 
 
 def test_a_panel_can_be_given():
-    with figures.style():
+    with plotting.style():
         fig, (left, right) = plt.subplots(1, 2)
     assert figures.loss_curves(example_records(), axes=left) is fig
     assert figures.metric_points(example_records(), "test_loss", axes=right) is fig

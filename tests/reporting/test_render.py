@@ -4,11 +4,14 @@ import shutil
 import stat
 import subprocess
 
+import pandas as pd
 import pytest
 import yaml
 
 from modernllm.core.config import InputError, RunFailed
 from modernllm.reporting.render import fill, pandoc, render, sources, stage, staged_text
+from modernllm.reporting.results import example_records
+from modernllm.reporting.tables import save
 
 
 def pdf_text(path):
@@ -54,6 +57,13 @@ def test_staging_copies_writes_and_clears(smoke, project):
     (folder / "_tables/old.md").write_text("old")
     assert not (stage("paper", "smoke")[0] / "_tables/old.md").exists()
     assert list(sources(folder, "paper.qmd")) == ["paper.qmd", "sections/example.qmd", "_tables/example-test.md"]
+
+
+def test_a_table_of_a_summary_is_staged_and_marked(smoke):
+    save(pd.DataFrame({"cache": ["full"], "loss": ["4.3"]}), "example-caches", "By cache.", example_records())
+    text = (stage("paper", "smoke")[0] / "_tables/example-caches.md").read_text()
+    assert "| full | 4.3 |" in text and "{#tbl-example-caches}" in text
+    assert ": By cache. **Smoke profile: embedded text, not a result.** **Generated data.**" in text
 
 
 def test_unknown_document_or_profile(report):
@@ -189,7 +199,9 @@ def test_real_report_renders_without_any_record(root, project, no_quarto):
     shutil.copytree(root / "nbs/studies", project / "nbs/studies", dirs_exist_ok=True)
     said = []
     (path,) = render("paper", "gpu", progress=said.append)
-    assert "table lm-baselines-cost" in said[0] and "Limitations" in pdf_text(path)
+    text = " ".join(pdf_text(path).split())
+    assert "study lm_baselines" in said[0] and "table" not in said[0] and "Limitations" in text
+    assert "`modernllm study run lm_baselines --profile gpu` makes them".replace("`", "") in text
 
 
 def test_pandoc_that_fails_is_one_line(tmp_path):

@@ -1,13 +1,10 @@
 """`kill -9` at any moment, run again: the same weights and the same batches, bit for bit."""
 
 import json
-import multiprocessing
-import os
 import random
 import signal
 import socket
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -16,17 +13,6 @@ import workers
 from modernllm.core.telemetry import Ledger
 
 KILLS = 24
-
-
-@pytest.fixture(scope="module")
-def processes():
-    "Real processes, forked from a server that has already imported torch."
-    context = multiprocessing.get_context("forkserver")
-    with pytest.MonkeyPatch.context() as patch:  # the server looks for modules here, not in this process's sys.path
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        context.set_forkserver_preload(["workers"])
-        forkserver.ensure_running()
-    return context
 
 
 def run(processes, *args, **kwargs):

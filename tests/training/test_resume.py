@@ -78,6 +78,23 @@ def test_a_rewind_survives_kills(tmp_path):
         assert trainer.skips == alone.skips and weights_hash(trainer.inner) == weights_hash(alone.inner)
 
 
+def test_a_spike_is_gone_around_too(tmp_path):
+    class Spike(TinyObjective):
+        "Ten times the loss for the batches of one document."
+
+        def loss(self, model, batch):
+            out = super().loss(model, batch)
+            bad = torch.equal(batch["input_ids"], ShuffledBatches()[27]["input_ids"])
+            return out._replace(total=out.total * (10.0 if bad else 1.0))
+
+    trainer = make(tmp_path, objective=Spike(), callbacks=[SpikeGuard(recent=8, window=1)], log_every=1)
+    result = trainer.fit()
+    losses = [row["loss"] for row in result.history["train"]]
+    assert trainer.skips and result.steps == 20 and len(losses) == 20 and max(losses) < 2 * losses[0]
+    (first, last), = trainer.skips
+    assert last - first == 2 and first <= 13 <= last + 1  # around the step that read batch 27
+
+
 def test_a_guard_gives_up(tmp_path):
     class Never(TinyObjective):
         def loss(self, model, batch):

@@ -10,11 +10,16 @@ from torch import nn
 from workers import ShuffledBatches, Signal, TinyModel, TinyObjective, config, evaluate_on, weights_hash
 
 from modernllm.core.config import InputError, RunFailed
-from modernllm.core.telemetry import Telemetry
+from modernllm.core.telemetry import Ledger, Telemetry
+from modernllm.models.budget import training_flops
+from modernllm.models.config import ModernLLMConfig
+from modernllm.models.convert import to_llama
+from modernllm.models.transformer import ModernDecoderLM
 from modernllm.training import checkpoint as checkpoints
+from modernllm.training import utilisation
 from modernllm.training.callbacks import Callback, KillRule
 from modernllm.training.config import used_trackers
-from modernllm.training.objectives import LossOutput, Objective
+from modernllm.training.objectives import LanguageModelling, LossOutput, Objective
 from modernllm.training.schedule import SHAPES, learning_rate
 from modernllm.training.trainer import Trainer
 
@@ -224,6 +229,21 @@ def test_kill_rule():
     assert result.stopped == "killed" and result.tokens >= 600 and result.steps < 20
 
 
+def test_kill_rule_in_points_of_perplexity_over_a_number_of_tokens():
+    def stopped(losses, **rule):
+        values = iter(losses)
+        baseline = {"x": [0, 10_000], "y": [math.log(100), math.log(100)]}
+        rule = KillRule(baseline, **{"delta": 20, "perplexity": True, **rule})
+        result = make(evaluate=lambda model: {"loss": next(values)}, callbacks=[rule], eval_every=4).fit()
+        return result.stopped, result.steps
+
+    behind, close = math.log(121), math.log(119)
+    assert stopped([close] * 5) == ("finished", 20) and stopped([close, behind]) == ("killed", 8)
+    assert stopped([behind, behind, close, behind, behind], patience=3) == ("finished", 20)
+    a_gap = 4 * 2 * ShuffledBatches.tokens_per_batch  # tokens from one evaluation to the next, at most
+    assert stopped([behind] * 5, tokens=1.5 * a_gap)[1] > 8
+
+
 def test_kill_rule_refuses_a_strange_baseline():
     for baseline in ({"x": [], "y": []}, {"x": [2, 1], "y": [1, 1]}, {"x": [1], "y": [1, 2]}):
         with pytest.raises(InputError, match="baseline"):
@@ -338,3 +358,31 @@ def test_live_plot_is_a_picture():
         warnings.simplefilter("error")
         for history in ({"train": [], "eval": []}, make().fit().history):
             assert LivePlot().png(history).startswith(b"\x89PNG")
+
+
+def test_the_share_of_the_machine_is_known_for_our_own_models_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(utilisation, "matmul_limit", lambda device, dtype: 5e9)
+    utilisation._limit.cache_clear()
+    ids = torch.arange(32).view(2, 16)
+    batch = {"input_ids": ids, "targets": ids.clone()}
+    batch["targets"][1] = -100  # half of the work is not counted, so what is counted costs twice as much
+    shape = dict(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ours = ModernDecoderLM(ModernLLMConfig(**shape))
+    for name, model in (("ours", ours), ("frozen", None), ("llama", to_llama(ours))):
+        if model is None:
+            model = ModernDecoderLM(ours.config)
+            model.model.embed_tokens.requires_grad_(False)
+        log = Telemetry(tmp_path / name)
+        trainer = Trainer(model, LanguageModelling(), [batch] * 3, config(max_steps=3, accumulation=1, log_every=1),
+                          callbacks=(), telemetry=log)
+        trainer.fit()
+        trainer.fit()  # finished: nothing more is measured
+        ledger = Ledger.read(tmp_path / name)
+        if name == "ours":
+            flops = 2 * sum(training_flops(ours.config, 16).values())
+            limits = [e for e in log.read(tmp_path / name) if e["kind"] == "limit"]
+            assert [(e["flops_per_token"], e["matmul_limit"]) for e in limits] == [(flops, 5e9)]
+            assert ledger.mfu == pytest.approx(ledger.throughput * flops / 5e9) and ledger.matmul_limit == 5e9
+        else:
+            assert ledger.throughput and ledger.mfu is None and ledger.matmul_limit is None
+    utilisation._limit.cache_clear()

@@ -122,9 +122,9 @@ def die_inside_checkpoint(place):
     checkpoints._write = half
 
 
-def train(folder, log, result, *, pause=0.0, die_at=None, telemetry=None, dropout=True, **changes):
+def train(folder, log, result, *, pause=0.0, die_at=None, telemetry=None, dropout=True, threads=1, **changes):
     "One session of a training; writes `result` when it reaches the end."
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     if die_at and die_at != "evaluation":
         die_inside_checkpoint(die_at)
     model, objective = TinyModel(), TinyObjective()

@@ -6,7 +6,7 @@ import pytest
 
 from modernllm.core.config import InputError
 from modernllm.synthetic.compiler import compile_t5
-from modernllm.synthetic.exactness import answered, draw_cases, first_failure, forced, measure
+from modernllm.synthetic.exactness import draw_cases, first_failure, forced, measure, measure_all, percent
 from modernllm.synthetic.program import interpret
 from modernllm.synthetic.running import answer
 from modernllm.synthetic.tasks import TASKS, make_task
@@ -35,22 +35,46 @@ def test_bfloat16_and_gated(config, gated, kernel):
     config.feed_forward_proj = "gated-gelu" if gated else "relu"
     config.is_gated_act, config.dense_act_fn = gated, "gelu_new" if gated else "relu"
     task = make_task("longest_word", 60, 16)
-    cells = measure(compile_t5(task, config, "exact_bf16"), task, kernel, [16], counts=(8, 8))
-    assert first_failure(cells) is None
+    cell = measure(compile_t5(task, config, "exact_bf16"), task, kernel, "all", 16, n=12)
+    assert first_failure([cell]) is None and percent([cell]) == 100
 
 
 def test_generate_says_what_the_forced_pass_promises(config):
     task = make_task("mixture", 60, 12)
     model = compile_t5(task, config)
-    assert answered(model, task, 12, 4) == 4
-    assert answered(model, task, 12, 2, num_beams=2) == 2
+    assert measure(model, task, "sdpa", "all", 12, "greedy", 4).exact == 4
+    assert measure(model, task, "eager", "three", 12, "beam", 2).exact == 2
 
 
-def test_empty_input_has_a_defined_answer(config):
-    for name in ("set", "sort", "duplicate"):
-        assert answer(compile_t5(name, config, max_length=8), [[]]) == [[]]
+@pytest.mark.parametrize("name", TASKS)
+def test_empty_input_has_a_defined_answer(name):
+    task = make_task(name, 60, 8)
+    wanted = [task.setting.numbers[0]] if name == "length" else []
+    assert interpret(task.program, []) == task.reference([]) == wanted
+
+
+def test_compiled_models_answer_the_empty_input_alone_and_among_others(config):
+    assert answer(compile_t5("sort", config, max_length=8), [[], [5, 4], []]) == [[], [4, 5], []]
     task = make_task("length", 60, 8)
     assert answer(compile_t5(task, config), [[]]) == [[task.setting.numbers[0]]]
+    assert answer(compile_t5(task, config), []) == []
+
+
+def test_finished_cells_are_kept_and_not_measured_again(config, tmp_path):
+    task = make_task("reverse", 60, 8)
+    model, measured = compile_t5(task, config), []
+    options = {"kernels": ["sdpa"], "folder": tmp_path, "finished": measured.append}
+    first = measure_all(model, task, (4,), {"forced": (4, 0)}, **options)
+    again = measure_all(model, task, (4, 8), {"forced": (4, 0)}, **options)
+    assert again[:2] == first and [cell.length for cell in measured] == [4, 4, 8, 8]
+
+
+def test_a_wrong_model_is_found_out(config):
+    task = make_task("reverse", 60, 8)
+    model = compile_t5(task, config)
+    wrong = make_task("identity", 60, 8)
+    cells = measure_all(model, wrong, (2, 8), {"forced": (6, 0), "greedy": (2, 0)}, kernels=["sdpa"], pools=["all"])
+    assert first_failure(cells) == 2 and percent(cells) < 100
 
 
 def test_unknown_names_are_refused_with_a_proposal(config):
