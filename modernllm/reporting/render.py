@@ -124,8 +124,8 @@ MISSING_FIGURE = """<svg xmlns="http://www.w3.org/2000/svg" width="240" height="
 PARTS = "sections/{}-experiment.qmd", "sections/{}-results.qmd", "slides/{}.qmd"  # of a study
 UNRUN = """{heading}
 
-**Question.** {{{{< var {study}.question >}}}} No run of the study `{study}` is recorded in profile `{profile}`;
-`modernllm study run {study} --profile {profile}` makes them.
+**Question.** {{{{< var {study}.question >}}}} On record in profile `{profile}` are {done} of its runs, and no results yet:
+`modernllm study run {study} --profile {profile}`.
 """
 
 
@@ -163,13 +163,13 @@ def stage(
 
 
 def _stage_unrun(profile, folder):
-    "Of a study without any record leave the question, and say what would answer it."
-    gone, recorded = [], {record.study for record in published(profile)}
-    for study in set(studies()) - recorded:
+    "Of a study without a summary leave the question, and say what would answer it."
+    gone = []
+    for study in studies():
         experiment, *others = (folder / part.format(study) for part in PARTS)
-        if experiment.is_file():
-            heading = experiment.read_text(encoding="utf-8").partition("\n")[0]
-            atomic_write(experiment, UNRUN.format(heading=heading, study=study, profile=profile))
+        if experiment.is_file() and not (settings().results(profile) / f"{study}.csv").is_file():
+            heading, done = experiment.read_text(encoding="utf-8").partition("\n")[0], len(published(profile, study))
+            atomic_write(experiment, UNRUN.format(heading=heading, study=study, profile=profile, done=done or "none"))
             for path in others:
                 path.write_text("", encoding="utf-8")
             gone.append(f"study {study}")

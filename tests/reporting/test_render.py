@@ -201,7 +201,7 @@ def test_real_report_renders_without_any_record(root, project, no_quarto):
     (path,) = render("paper", "gpu", progress=said.append)
     text = " ".join(pdf_text(path).split())
     assert "study lm_baselines" in said[0] and "table" not in said[0] and "Limitations" in text
-    assert "`modernllm study run lm_baselines --profile gpu` makes them".replace("`", "") in text
+    assert "are none of its runs, and no results yet: modernllm study run lm_baselines --profile gpu" in text
 
 
 def test_pandoc_that_fails_is_one_line(tmp_path):
