@@ -80,7 +80,7 @@ def own_products(
     "The matrix products of a training step."
     c, n = config, batch_size * context
     width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    rows = min(n, ROWS.get(device.type, ROWS_ELSEWHERE))
+    rows = min(n, ROWS.get(device.type, ROWS_ELSEWHERE)[0])
     matrices = [(2, width, n), (2, kv_width, n), (3, c.intermediate_size, n)] # q and o; k and v; gate, up, down
     products = [(times * c.num_hidden_layers, n, c.hidden_size, size) for times, size, n in matrices]
     products.append((-(-n // rows), rows, c.hidden_size, c.vocab_size))

@@ -77,7 +77,7 @@ def activations(
     return kept
 
 # %% ../../nbs/20_models/memory.ipynb #3bd698ca
-LOSS_ROWS = {"cpu": 512, "cuda": 2048}  # positions at a time in the chunked loss, `training.logprobs`
+LOSS_ROWS = {"cpu": (1024, 128), "cuda": (2048, 2048)}  # positions of a product and of a softmax, `training.logprobs`
 LIBRARIES = {"cpu": 15 * 2**20, "cuda": 9 * 2**20}  # held once they work; on a card cuBLAS's workspace, 32 MB on Hopper
 MORE_SHAPES = {"cpu": 12 * 2**20, "cuda": 0}  # held beside them for the products of experts
 HOLES = {"cpu": 0.45, "cuda": 0.0}  # of the kept activations
@@ -112,11 +112,13 @@ def step_memory(
     by_layer = [kept_by_layer(c, i, batch_size, context, device) for i in range(c.num_hidden_layers)]
     work = [layer_work(c, i, n, device) for i in range(c.num_hidden_layers)]
     again = [sum(terms.values()) * checkpointing for terms in by_layer]
-    stream, head, rows = n * c.hidden_size, c.vocab_size * c.hidden_size, min(n, LOSS_ROWS[device])
+    stream, head = n * c.hidden_size, c.vocab_size * c.hidden_size
+    rows, block = (min(n, most) for most in LOSS_ROWS[device])
     graph = sum(kept.values()) - kept["loss gradients"]
     first = layers(c)[0]
     narrow = 2 * sum(layer.attention + layer.feed_forward for layer in layers(c)) * checkpointing
-    chunk = rows * c.vocab_size * (10 if c.final_logit_softcapping else 6) + (8 if device == "cuda" else 12) * head
+    tables = c.vocab_size * (2 * rows + block * (8 if c.final_logit_softcapping else 4))
+    chunk = tables + (8 if device == "cuda" else 12) * head
     moments = {
         "in loss": graph + narrow + 6 * stream + chunk,
         "backward": graph + 4 * head + max(map(sum, zip(again, work))),

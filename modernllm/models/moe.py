@@ -145,7 +145,7 @@ class SparseMoE(nn.Module):
     ) -> tuple[Tensor, Routing]:  # (batch, time, hidden), and what the router did
         config = self.config
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.float(), self.gate.weight.float())
+            logits = self.gate(x.to(self.gate.weight.dtype)).float()
         gates, experts = choose_experts(logits, config.num_experts_per_tok)
         kept = None
         if self.training and config.expert_capacity_factor is not None:

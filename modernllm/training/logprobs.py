@@ -11,54 +11,64 @@ from torch import Tensor
 
 from ..core.config import check_name
 
-# Positions at a time. On a CPU 256 to 512 rows of 4,096 to 8,192 logits were the fastest: few enough to stay in the cache.
-ROWS = {"cpu": 512}
-ROWS_ELSEWHERE = 2048
+# Positions of a product, and of a softmax: on a CPU a product wants many rows, a softmax as many as stay in the cache.
+ROWS = {"cpu": (1024, 128)}
+ROWS_ELSEWHERE = 2048, 2048
 
 # %% ../../nbs/30_training/logprobs.ipynb #3789bb2b
 class _Chunks:
     "`softmax(hidden @ weight.T)`, some positions at a time, in buffers that are used again and again."
 
-    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, softcap: float | None):
+    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, rows: tuple[int, int], softcap: float | None):
         self.hidden, self.weight, self.targets, self.softcap = hidden, weight, targets, softcap
-        self.rows, wide = max(1, min(rows, len(hidden))), torch.promote_types(hidden.dtype, torch.float32)
+        self.rows, self.block = (max(1, min(n, len(hidden))) for n in rows)
         self.logits = hidden.new_empty(self.rows, len(weight))
-        self.probs = self.logits.new_empty(self.logits.shape, dtype=wide)
-        self.slopes = torch.empty_like(self.probs) if softcap else None
-
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        shape = self.block, len(weight)
+        self.buffer = None if hidden.dtype == wide else hidden.new_empty(shape, dtype=wide)
+        self.slopes = hidden.new_empty(shape, dtype=wide) if softcap else None
+        self.grads = None  # of hidden and weight, where they are wanted
         self.smoothing = self.z_loss = 0.0  # see `linear_loss`
 
     def __iter__(self):
         "Yields (positions, their log-probabilities, 0 for the ignored); the probabilities are in `probs`."
         for start in range(0, len(self.hidden), self.rows):
-            here = slice(start, min(start + self.rows, len(self.hidden)))
-            size = here.stop - here.start
-            scores = self.probs[:size].copy_(torch.mm(self.hidden[here], self.weight.T, out=self.logits[:size]))
-            if self.softcap:
-                torch.tanh(scores.div_(self.softcap), out=scores)
-                torch.square(scores, out=self.slopes[:size]).neg_().add_(1)
-                scores.mul_(self.softcap)
-            means = scores.mean(-1) if self.smoothing else None
-            chosen, top = scores.gather(1, self.targets[here, None].clamp_min(0))[:, 0], scores.amax(-1)
-            probs = torch.softmax(scores, -1, out=scores)
-            # log normaliser = top - log(its probability), which is at least 1/V and so never underflows
-            highest = probs.amax(-1).log_()
-            logprobs = chosen.sub_(top).add_(highest).masked_fill_(self.targets[here] < 0, 0)
-            if self.smoothing or self.z_loss:
-                self.normalisers = top.sub_(highest)
-                self.extra = self._extra(logprobs, means).masked_fill_(self.targets[here] < 0, 0)
-            yield here, logprobs
+            chunk = slice(start, min(start + self.rows, len(self.hidden)))
+            logits = torch.mm(self.hidden[chunk], self.weight.T, out=self.logits[: chunk.stop - start])
+            for first in range(start, chunk.stop, self.block):
+                here = slice(first, min(first + self.block, chunk.stop))
+                self.narrow = logits[first - start : here.stop - start]
+                yield here, self._logprobs(here)
+            if self.grads is not None:  # the logits have become their gradients, see `add_gradients`
+                grad_hidden, grad_weight = self.grads
+                grad_hidden[chunk] = logits @ self.weight
+                grad_weight += logits.T @ self.hidden[chunk]
+
+    def _logprobs(self, here: slice) -> Tensor:
+        scores = self.narrow if self.buffer is None else self.buffer[: len(self.narrow)].copy_(self.narrow)
+        if self.softcap:
+            torch.tanh(scores.div_(self.softcap), out=scores)
+            torch.square(scores, out=self.slopes[: len(scores)]).neg_().add_(1)
+            scores.mul_(self.softcap)
+        means = scores.mean(-1) if self.smoothing else None
+        chosen, top = scores.gather(1, self.targets[here, None].clamp_min(0))[:, 0], scores.amax(-1)
+        self.probs = torch.softmax(scores, -1, out=scores)
+        # log normaliser = top - log(its probability), which is at least 1/V and so never underflows
+        highest = self.probs.amax(-1).log_()
+        logprobs = chosen.sub_(top).add_(highest).masked_fill_(self.targets[here] < 0, 0)
+        if self.smoothing or self.z_loss:
+            self.normalisers = top.sub_(highest)
+            self.extra = self._extra(logprobs, means).masked_fill_(self.targets[here] < 0, 0)
+        return logprobs
 
     def _extra(self, logprobs: Tensor, means: Tensor | None) -> Tensor:
         "What smoothing and z-loss add to -logprobs, for each position of a chunk."
         extra = self.z_loss * self.normalisers.square()
         return extra if means is None else extra.add_(self.smoothing * (logprobs + self.normalisers - means))
 
-    def add_gradients(self, here: slice, upstream: Tensor | None, grad_hidden: Tensor, grad_weight: Tensor) -> None:
-        "Gradients of the loss times upstream for the positions just yielded; `None` is an upstream of 1."
-        size = here.stop - here.start
-        targets = self.targets[here, None].clamp_min(0)
-        probs = self.probs[:size]
+    def add_gradients(self, here: slice, upstream: Tensor | None = None) -> None:
+        "Gradients of the loss times upstream for the positions just yielded, in place of the logits; `None` is an upstream of 1."
+        targets, probs = self.targets[here, None].clamp_min(0), self.probs
         # p - 1 is made before the rounding to a narrow type, where p near 1 would lose it
         if self.z_loss:
             probs.mul_((2 * self.z_loss * self.normalisers + 1)[:, None])
@@ -68,18 +78,21 @@ class _Chunks:
         if upstream is not None:
             probs.mul_(upstream[:, None])
         if self.softcap:
-            probs.mul_(self.slopes[:size])
-        slope = self.logits[:size].copy_(probs)
-        grad_hidden[here] = slope @ self.weight
-        grad_weight += slope.T @ self.hidden[here]
+            probs.mul_(self.slopes[: len(probs)])
+        if self.buffer is not None:
+            self.narrow.copy_(probs)
 
 # %% ../../nbs/30_training/logprobs.ipynb #52ff1979
-def _prepare(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, softcap: float | None, dtype: torch.dtype):
-    "Chunks in the dtype of the product, and gradients in that of the parameters, so that chunks are summed without rounding."
+def _prepare(hidden: Tensor, weight: Tensor, targets: Tensor, rows: tuple[int, int], softcap: float | None, dtype: torch.dtype):
+    "Chunks in the dtype of the product."
     # With a hidden state of zero an ignored position adds nothing to the head's gradient, without a look at its V logits.
     narrow = hidden.detach().to(dtype).masked_fill((targets < 0)[:, None], 0)
-    chunks = _Chunks(narrow, weight.detach().to(dtype), targets, rows, softcap)
-    return chunks, (torch.empty_like(hidden), torch.zeros_like(weight))
+    return _Chunks(narrow, weight.detach().to(dtype), targets, rows, softcap)
+
+
+def _no_gradients(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    "Room for gradients in the dtype of the parameters, so that chunks are summed without rounding."
+    return torch.empty_like(hidden), torch.zeros_like(weight)
 
 
 class _EachLogprob(torch.autograd.Function):
@@ -89,18 +102,18 @@ class _EachLogprob(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, *settings):
         ctx.save_for_backward(hidden, weight, targets)
         ctx.settings = settings
-        chunks, _ = _prepare(hidden, weight, targets, *settings)
-        return torch.cat([logprobs for _, logprobs in chunks])
+        return torch.cat([logprobs for _, logprobs in _prepare(hidden, weight, targets, *settings)])
 
     @staticmethod
     def backward(ctx, upstream):
-        chunks, grads = _prepare(*ctx.saved_tensors, *ctx.settings)
-        ignored = ctx.saved_tensors[2] < 0
-        upstream = -upstream.masked_fill(ignored, 0)
+        hidden, weight, targets = ctx.saved_tensors
+        chunks = _prepare(hidden, weight, targets, *ctx.settings)
+        chunks.grads = _no_gradients(hidden, weight)
+        upstream = -upstream.masked_fill(targets < 0, 0)
         for here, _ in chunks:
-            chunks.add_gradients(here, upstream[here], *grads)
-        grads[0].masked_fill_(ignored[:, None], 0)
-        return *grads, None, None, None, None
+            chunks.add_gradients(here, upstream[here])
+        chunks.grads[0].masked_fill_((targets < 0)[:, None], 0)
+        return *chunks.grads, None, None, None, None
 
 
 class _SummedLogprob(torch.autograd.Function):
@@ -108,16 +121,17 @@ class _SummedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, smoothing, z_loss, *settings):
-        chunks, grads = _prepare(hidden, weight, targets, *settings)
-        chunks.smoothing, chunks.z_loss = smoothing, z_loss
-        total, extra = chunks.probs.new_zeros(()), chunks.probs.new_zeros(())
+        chunks = _prepare(hidden, weight, targets, *settings)
+        chunks.grads, chunks.smoothing, chunks.z_loss = _no_gradients(hidden, weight), smoothing, z_loss
+        total = hidden.new_zeros((), dtype=torch.promote_types(settings[-1], torch.float32))
+        extra = torch.zeros_like(total)
         for here, logprobs in chunks:
             total += logprobs.sum()
             if smoothing or z_loss:
                 extra += chunks.extra.sum()
-            chunks.add_gradients(here, None, *grads)
-        grads[0].masked_fill_((targets < 0)[:, None], 0)
-        ctx.save_for_backward(*grads)
+            chunks.add_gradients(here)
+        chunks.grads[0].masked_fill_((targets < 0)[:, None], 0)
+        ctx.save_for_backward(*chunks.grads)
         ctx.mark_non_differentiable(extra)
         return total, extra
 
@@ -147,7 +161,8 @@ def linear_logprobs(
 def _settings(hidden: Tensor, softcap: float | None, chunk: int | None) -> tuple:
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    return chunk or ROWS.get(kind, ROWS_ELSEWHERE), softcap, dtype
+    rows, block = ROWS.get(kind, ROWS_ELSEWHERE)
+    return (chunk or rows, min(chunk or rows, block)), softcap, dtype
 
 # %% ../../nbs/30_training/logprobs.ipynb #ba6bac1e
 def linear_loss(

@@ -234,7 +234,7 @@ def test_ways_of_generating_agree_with_no_cache(model, how):
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks by a name that transformers gives up
 def test_lora_trains_alone_is_saved_and_merges(own, tmp_path):
     ids, base = tokens(0, 4, 16), copy.deepcopy(own)
-    wanted = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    wanted = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate"]  # the last: routers
     settings = LoraConfig(r=4, target_modules=wanted, task_type="CAUSAL_LM")
     lora, before = get_peft_model(own, settings), [p.clone() for p in base.parameters()]
     optimizer = torch.optim.AdamW((p for p in lora.parameters() if p.requires_grad), 1e-2)
