@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +23,9 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("MODERNLLM_DATA", "MODERNLLM_ROOT", "MODERNLLM_STUDIES", "WANDB_API_KEY", "SNAKEMAKE_PROFILE"):
     os.environ.pop(name, None)
+
+# The same examples in every run; `HYPOTHESIS_PROFILE=default` looks at new ones.
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_sessionfinish(session):

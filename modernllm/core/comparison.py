@@ -21,6 +21,8 @@ def t_tails(
     df: float,  # degrees of freedom, not always whole
 ) -> float:
     "The probability of a value farther from 0 than `t`."
+    if t * t < df:  # where df / (df + t²) would lose the digits of t
+        return float(1 - betainc(0.5, df / 2, 0, t * t / (df + t * t), regularized=True))
     return float(betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True))
 
 

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from modernllm.core.comparison import compare, holm, t_limit, t_tails
@@ -24,6 +24,7 @@ def test_quantiles_are_those_of_the_printed_tables(df, share, limit):
 
 
 @given(st.floats(0, 1e6))
+@example(1e-8)
 @few
 def test_one_and_two_degrees_of_freedom_have_closed_forms(t):
     assert t_tails(t, 1) == pytest.approx(2 / math.pi * math.atan2(1, t), rel=1e-9)
