@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from ..core.config import InputError
 from .attention import Attention, RotaryEmbedding, rotary_frequencies
@@ -136,6 +137,7 @@ class ModernModel(ModernPreTrainedModel):
         self.rotary_emb = RotaryEmbedding(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,  # (batch, time)
@@ -144,12 +146,14 @@ class ModernModel(ModernPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,  # (batch, time, hidden) in place of input_ids
         use_cache: bool | None = None,  # None: no, unless a cache is given
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,  # None: as the configuration says
+        output_hidden_states: bool | None = None,  # None: as the configuration says
         **_,  # what other models take and this one does not need
     ) -> ModernModelOutput:  # last_hidden_state (batch, time, hidden), after the last norm
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        attentions_too = self.config.output_attentions if output_attentions is None else output_attentions
+        states_too = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = new_cache(self.config)
@@ -158,7 +162,7 @@ class ModernModel(ModernPreTrainedModel):
         hidden_states, attentions, routings = [x], [], {}
         for i, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types)):
             mask = masks.get(kind)
-            x, weights, routing = layer(x, rotary, mask, past_key_values=past_key_values, need_weights=output_attentions)
+            x, weights, routing = layer(x, rotary, mask, past_key_values=past_key_values, need_weights=attentions_too)
             hidden_states.append(x)
             attentions.append(weights)
             if routing is not None:
@@ -172,8 +176,8 @@ class ModernModel(ModernPreTrainedModel):
         return ModernModelOutput(
             last_hidden_state=x,
             past_key_values=past_key_values,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=tuple(hidden_states) if states_too else None,
+            attentions=tuple(attentions) if attentions_too else None,
             router_loss=loss,
             router_metrics=metrics,
             routings=routings or None,
@@ -231,6 +235,7 @@ class ModernDecoderLM(ModernPreTrainedModel, GenerationMixin):
         self.loss_type = "ForCausalLM"  # transformers would read it from the class's name
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,  # (batch, time)
@@ -241,13 +246,13 @@ class ModernDecoderLM(ModernPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,  # (batch, time), same positions as input_ids, -100 where no loss is wanted
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,  # only the last n positions get logits; 0: all
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs,  # to the loss
     ) -> ModernCausalLMOutput:  # logits (batch, time, vocab)
         out = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
-            output_attentions, output_hidden_states,
+            output_attentions, output_hidden_states, return_dict=True,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         keep = logits_to_keep if isinstance(logits_to_keep, Tensor) else keep

@@ -76,6 +76,21 @@ def test_shapes_of_attentions_and_hidden_states(model):
     close(first.hidden_states[-1], model.model(ids).last_hidden_state)
 
 
+@torch.no_grad()
+def test_configuration_asks_for_more_and_for_tuples(own):
+    ids = tokens(0, 2, 6)
+    asked = own(ids, output_attentions=True, output_hidden_states=True)
+    own.set_attn_implementation("eager")  # transformers wants it before it lets a configuration ask for attentions
+    own.config.output_attentions = own.config.output_hidden_states = True
+    found = own(ids)
+    assert torch.equal(found.attentions[1], asked.attentions[1]) and torch.equal(found.hidden_states[1], asked.hidden_states[1])
+    assert own(ids, output_attentions=False).attentions is None
+    as_tuple = own.model(ids, return_dict=False)
+    assert isinstance(as_tuple, tuple) and as_tuple[0].equal(own.model(ids).last_hidden_state)
+    own.config.return_dict = False
+    assert own(ids)[0].equal(asked.logits)
+
+
 def test_gradients_reach_states_attentions_and_every_parameter(own):
     ids = tokens(0, 4, 16)
     out = own.train()(ids, labels=ids, output_attentions=True, output_hidden_states=True)
