@@ -1,0 +1,21 @@
+"What the front page says of a study: nothing before its summary, then one metric of its variants."
+
+import pytest
+
+from modernllm.core.config import InputError
+from modernllm.core.records import publish
+from modernllm.reporting import readme
+from modernllm.reporting.readme import answer
+from modernllm.reporting.results import example_records, frame, summarise, write
+
+
+def test_a_study_is_quoted_once_its_summary_is_there(smoke, monkeypatch):
+    assert answer("example", profile="cpu") == "no results of profile cpu yet"
+    publish(example_records("cpu")[0])
+    assert answer("example", profile="cpu") == "no results of profile cpu yet, 1 of its runs on record"
+    write(summarise(frame("smoke", "example")), "smoke", "example")
+    assert answer("example", profile="smoke").startswith("small ") and "n = 4, 4" in answer("example", profile="smoke")
+    monkeypatch.setattr(readme, "MOST_NAMED", 1)
+    assert answer("example", profile="smoke").startswith("2 variants, from medium ")
+    with pytest.raises(InputError, match="no metric 'speed'"):
+        answer("example", "speed", "smoke")
