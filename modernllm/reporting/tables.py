@@ -59,7 +59,7 @@ def spread(
     sd: float | None,  # None or NaN for a single run
 ) -> str:
     "Mean ± standard deviation, to the digits that the deviation supports."
-    if sd is None or math.isnan(sd) or sd == 0:
+    if sd is None or math.isnan(sd) or sd <= 1e-14 * abs(mean):  # equal numbers may differ from their mean in the last bit
         return number(float(mean))
     decimals = min(decimals_for(sd, 2 if f"{sd:e}"[0] in "12" else 1), decimals_for(mean, 6))
     return f"{mean:,.{decimals}f} ± {sd:,.{decimals}f}".replace("-", "−")

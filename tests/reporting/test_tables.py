@@ -35,7 +35,7 @@ def test_a_number_keeps_four_digits(value):
 
 @pytest.mark.parametrize("mean, sd, text", [
     (98.6, math.nan, "98.60"), (98.6, None, "98.60"), (1234.56, 120.0, "1,235 ± 120"), (0.001234, 0.00056, "0.0012 ± 0.0006"),
-    (2.0, 0.0, "2"), (104.317, 0.096, "104.32 ± 0.10"),
+    (2.0, 0.0, "2"), (104.317, 0.096, "104.32 ± 0.10"), (0.0971018, 1.7e-17, "0.09710"), (0.0, 0.0, "0"),
 ])
 def test_examples_of_spread(mean, sd, text):
     assert spread(mean, sd) == text
