@@ -247,12 +247,17 @@ def prepare(
     return list(states.rows.values()), open_selections, open_summaries
 
 
+def _all_recorded(plan: Plan, profile: str) -> bool:
+    there = {(record.variant, record.seed) for record in load_records(profile, plan.study)}
+    return bool(there) and all((run.variant, run.seed) in there for run in expand(plan, profile))
+
+
 def prepare_summaries(
     studies: list[str] | None,
     profile: str,
 ) -> list[str]:  # studies whose summary is stale
-    "The same for the summaries alone, from the published records: no run is in front of them."
-    names = [name for name in studies or all_studies() if studies or load_records(profile, name)]
+    "The same for the summaries alone, from the published records: no run is in front. Unfinished studies wait to be named."
+    names = studies or [name for name in all_studies() if _all_recorded(load_plan(name), profile)]
     stale = [name for name in names if summary_asked(name, profile) != summary_made(name, profile)]
     for name in names:
         _mark(settings().runs / profile / name, "summary", name not in stale)

@@ -245,6 +245,12 @@ def test_a_fresh_clone_with_records(done):
     assert not (done.folder / "runs/smoke/tiny/base").exists()
 
 
+def test_the_summary_of_an_unfinished_study_is_drawn_when_asked_for(done):
+    next((done.folder / "data/records/smoke/tiny").glob("*/s0.json")).unlink()
+    (done.folder / "data/results/smoke/tiny.csv").unlink()
+    assert graph.prepare_summaries(None, "smoke") == [] and graph.prepare_summaries(["tiny"], "smoke") == ["tiny"]
+
+
 def test_spec_files_are_the_same_everywhere_and_written_once(lab, tmp_path_factory, monkeypatch):
     graph.prepare(None, "smoke")
     first = {path.relative_to(lab.folder): path.read_bytes() for path in lab.folder.glob("runs/**/spec.json")}
