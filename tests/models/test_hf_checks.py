@@ -8,9 +8,9 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, get_peft_model
+from small_models import build
 from transformers import DynamicCache, PreTrainedModel
 
-from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
 
 TINY = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
@@ -24,15 +24,6 @@ FORMS = {
 }
 
 
-def build(std=0.2, **fields):
-    torch.manual_seed(0)
-    model = ModernDecoderLM(ModernLLMConfig(**{**TINY, **fields}, initializer_range=std)).eval()
-    for layer in model.model.layers:
-        if layer.self_attn.sinks is not None:  # away from the zeros they start at
-            torch.nn.init.normal_(layer.self_attn.sinks)
-    return model
-
-
 def tokens(seed, batch, time):
     return torch.randint(2, 50, (batch, time), generator=torch.Generator().manual_seed(seed))
 
@@ -40,7 +31,7 @@ def tokens(seed, batch, time):
 @pytest.fixture(scope="module", params=FORMS)
 def model(request):
     "Not to be changed: it is shared."
-    return build(**FORMS[request.param])
+    return build(**TINY, **FORMS[request.param])
 
 
 @pytest.fixture
@@ -150,7 +141,7 @@ def test_resized_embeddings(own, size, tmp_path):
 
 
 def test_embeddings_resized_to_a_multiple_and_replaced():
-    model = build()
+    model = build(**TINY)
     model.resize_token_embeddings(51, pad_to_multiple_of=16)
     assert model.config.vocab_size == len(model.lm_head.weight) == 64
     model.set_input_embeddings(torch.nn.Embedding(64, 32))
@@ -279,7 +270,7 @@ def test_lora_trains_alone_is_saved_and_merges(own, tmp_path):
 
 def test_compiled_it_says_the_same():
     "Experts: how many rows each gets breaks the graph, and no more than that. The dense forms are traced whole elsewhere."
-    model, ids, results = build(num_local_experts=2, num_hidden_layers=1), tokens(0, 2, 12), []
+    model, ids, results = build(**TINY | {"num_local_experts": 2, "num_hidden_layers": 1}), tokens(0, 2, 12), []
     for run in (model, torch.compile(model, backend="eager")):
         model.zero_grad()
         loss = run(ids, labels=ids).loss

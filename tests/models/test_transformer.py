@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import build
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from modernllm.core.config import InputError
@@ -31,12 +32,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module", params=OPTIONS, autouse=False)
 def model(request):
-    torch.manual_seed(0)
-    model = ModernDecoderLM(ModernLLMConfig(**TINY, **OPTIONS[request.param], initializer_range=0.2)).eval()
-    for layer in model.model.layers:
-        if layer.self_attn.sinks is not None:  # away from the zeros they start at
-            torch.nn.init.normal_(layer.self_attn.sinks)
-    return model
+    return build(**TINY, **OPTIONS[request.param])
 
 
 def tokens(seed, batch, time):
