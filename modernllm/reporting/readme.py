@@ -69,7 +69,9 @@ def answer(
     said = ", ".join(values) if ends is chosen else f"{len(chosen)} variants, from {values[0]} to {values[1]}"
     first = ends.iloc[0]
     note = ", generated data" if chosen.generated.any() else ", embedded text" if chosen.embedded.any() else ""
-    return f"{said} ({tables.label(metric, first.split)}, {first.split}, n = {', '.join(map(str, ends.n))}{note})"
+    split = first.split if isinstance(first.split, str) else ""  # some metrics are of no split
+    where = f", {split}" if split else ""
+    return f"{said} ({tables.label(metric, split)}{where}, n = {', '.join(map(str, ends.n))}{note})"
 
 
 def questions(

@@ -73,7 +73,8 @@ def share(
 
 # %% ../../nbs/60_reporting/tables.ipynb #f18c4b9e
 QUANTITIES = {"loss": "nats/token", "token_ppl": "token ppl", "word_ppl_closed": "closed word ppl",
-              "word_ppl_raw": "raw word ppl", "bits_per_byte": "bits/byte", "nats": "nats"}
+              "word_ppl_raw": "raw word ppl", "bits_per_byte": "bits/byte", "nats": "nats",
+              "ratio_transformers_llama": "ratio to transformers' Llama"}
 
 
 def name_parts(

@@ -78,8 +78,8 @@ def lr_find(
     **settings,  # of TrainConfig, such as optimizer, accumulation, precision
 ) -> LearningRates:
     "Learning-rate range test."
-    if not 0 < lowest < highest or steps < 20:
-        raise InputError(f"lr_find: needs 0 < lowest < highest and at least 20 steps, not {lowest}, {highest} and {steps}")
+    if not 0 < lowest < highest < np.inf or steps < 20:
+        raise InputError(f"lr_find: needs 0 < lowest < highest < inf and at least 20 steps, not {lowest}, {highest} and {steps}")
     own = {"max_steps": steps, "learning_rate": highest, "lowest": lowest, "checkpoint_every_minutes": 0}
     found = _Losses()
     try:

@@ -64,6 +64,6 @@ def test_the_loss_takes_as_many_rows_as_predicted():
     assert memory.LOSS_ROWS == {"cpu": logprobs.ROWS["cpu"], "cuda": logprobs.ROWS_ELSEWHERE}
 
 
-@pytest.mark.parametrize("name", ["small 4", "2 of 4 experts 4"])
+@pytest.mark.parametrize("name", ["small 4", "2 of 4 experts 4", "64 experts 1", "checkpointed 16"])
 def test_predicted_peak_is_the_measured_one(name):
     assert peak_memory.predicted(name) == pytest.approx(peak_memory.measured(name), rel=0.1)

@@ -19,3 +19,11 @@ def test_a_study_is_quoted_once_its_summary_is_there(smoke, monkeypatch):
     assert answer("example", profile="smoke").startswith("2 variants, from medium ")
     with pytest.raises(InputError, match="no metric 'speed'"):
         answer("example", "speed", "smoke")
+
+
+def test_what_was_read_from_no_split_names_none(smoke):
+    record = example_records("cpu")[0]
+    record.metrics["steps"] = record.metrics["test_loss"].model_copy(update={"split": None, "unit": "steps"})
+    publish(record)
+    write(summarise(frame("cpu", "example")), "cpu", "example")
+    assert answer("example", "steps", "cpu").endswith("(steps, n = 1, generated data)")

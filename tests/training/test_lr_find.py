@@ -37,5 +37,6 @@ def test_an_end_in_nan_is_an_end():
 def test_what_cannot_be_found_is_said():
     with pytest.raises(RunFailed, match="did not fall"):
         lr_find(TinyModel, TinyObjective(), ShuffledBatches(), steps=20, lowest=1e-9, highest=1e-8)
-    with pytest.raises(InputError, match="lowest"):
-        lr_find(TinyModel, TinyObjective(), ShuffledBatches(), lowest=1.0, highest=0.1)
+    for ends in ({"lowest": 1.0, "highest": 0.1}, {"highest": math.inf}, {"lowest": math.nan}):
+        with pytest.raises(InputError, match="lowest"):
+            lr_find(TinyModel, TinyObjective(), ShuffledBatches(), **ends)
