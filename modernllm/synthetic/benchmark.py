@@ -118,7 +118,7 @@ def held_out_set(
     return TaskSet(name, *splits)
 
 # %% ../../nbs/52_synthetic/benchmark.ipynb #63b8df4c
-STARTS = ("random", "identity", "set", "mixture", "statistics")
+STARTS = ("random", "identity", "set", "induction", "mixture", "statistics")
 
 
 def new_start(
@@ -135,7 +135,7 @@ def new_start(
     seed_everything(seed)
     if name == "random":
         return T5ForConditionalGeneration(config), {}
-    names = (name,) if name in ("identity", "set") else MIXTURE
+    names = MIXTURE if name in ("mixture", "statistics") else (name,)
     model, plan = trainable_t5(prefixed_task(names, config, length), config, seed=seed, **softness or {})
     if name == "statistics":
         return shuffled(model, seed), {}

@@ -15,7 +15,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from ..core.plotting import COLOURS, PAGE, style
-from .language import Count, Expr, Fetch, GatherNumber, GatherSymbol, Tokens
+from .language import Count, Expr, Fetch, GatherNumber, GatherSymbol, Said, Tokens
 from .layout import Place, Plan
 from .program import Columns, interpret
 
@@ -28,8 +28,8 @@ class Panel:
     what: str
     seen: np.ndarray  # (rows, columns), 1 where the window lets a row look
     chosen: np.ndarray  # (rows, columns), 1 where it selects
-    marks: list[str]  # of the columns
-    out: list  # of the rows
+    marks: list  # of the columns: texts, or tokens
+    out: list  # of the rows: numbers as texts, tokens, or None
 
     @property
     def title(self) -> str:
@@ -41,7 +41,7 @@ class Panel:
 def describe(node: Expr) -> str:
     "What a head does, in a few words."
     if isinstance(node, Fetch):
-        return "fetch the token of my rank"
+        return f"fetch the token {'behind my last' if isinstance(node.query, Said) else 'of my rank'}"
     s = node.select
     whose = [] if not s.same else ["equal tokens"] if isinstance(s.same[0], Tokens) else ["equal numbers"]
     whose += ["lesser tokens"] * s.less + ["best"] * (s.best is not None) + ["marked"] * bool(s.where)
@@ -65,14 +65,18 @@ def panels(
             for row in range(n + 1):
                 seen[row, columns.allowed(s, row)] = 1
                 chosen[row, columns.selected(s, row)] = 1
-            found.append(Panel(place, describe(node), seen, chosen, marks, columns.of(node)))
+            said = columns.of(node)
+            out = said if isinstance(node, GatherSymbol) and plan.code(node) is plan.tokens else list(map(str, said))
+            found.append(Panel(place, describe(node), seen, chosen, marks, out))
         elif isinstance(node, Fetch):
-            out = [*interpret(plan.program, ids), columns.of(node.value)[-1]]
+            columns.said = interpret(plan.program, ids)
+            out = [*columns.said, columns.of(node.value)[-1]]
             key, flags = columns.of(node.key), [columns.of(flag) for flag in node.flags]
             kept = [all(flag[j] for flag in flags) for j in range(n + 1)]
             ranks = [columns.step(node.query, t) for t in range(len(out))]
             chosen = np.array([[float(kept[j] and key[j] == rank) for j in range(n + 1)] for rank in ranks])
-            marks = [str(key[j]) if kept[j] else "" for j in range(n + 1)]
+            mark = (lambda token: token) if isinstance(node.query, Said) else str
+            marks = [mark(key[j]) if kept[j] else "" for j in range(n + 1)]
             found.append(Panel(place, describe(node), np.tile(np.array(kept, float), (len(out), 1)), chosen, marks, out))
     return sorted(found, key=lambda panel: (panel.place.part == "cross", panel.place.layer))
 
@@ -95,9 +99,9 @@ def _draw(axis, panel: Panel, across: list[str], label):
     for spine in axis.spines.values():
         spine.set_visible(False)
     for j, mark in enumerate(panel.marks):
-        axis.text(j, -0.58, mark, ha="center", va="bottom", fontsize=7)
+        axis.text(j, -0.58, mark if isinstance(mark, str) else label(mark), ha="center", va="bottom", fontsize=7)
     for row, value in enumerate(panel.out):
-        shown = "–" if value is None else label(value) if decoder else str(value)
+        shown = "–" if value is None else value if isinstance(value, str) else label(value)
         axis.text(width - 0.3, row, f"→ {shown}", ha="left", va="center", fontsize=7)
     axis.set_title(f"{panel.title}\n{panel.what}", fontsize=7, pad=14, loc="left")
 

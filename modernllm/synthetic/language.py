@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAD', 'EOS', 'UNK', 'WINDOWS', 'tokens', 'end', 'Expr', 'Number', 'Symbol', 'linear', 'Linear', 'Tokens', 'Lookup',
            'TokenIn', 'End', 'Select', 'Count', 'GatherNumber', 'GatherSymbol', 'Table', 'Choose', 'Write', 'Where',
-           'Step', 'Fetch', 'FromEnd', 'at_end', 'lookup', 'token_in', 'select', 'count', 'gather', 'table']
+           'Step', 'Said', 'Fetch', 'FromEnd', 'at_end', 'lookup', 'token_in', 'select', 'count', 'gather', 'table']
 
 # %% ../../nbs/52_synthetic/language.ipynb #1a4fe7c5
 from collections.abc import Callable, Sequence
@@ -201,6 +201,12 @@ class Where(Symbol):
 @_node
 class Step(Number):
     "The decoder's step: 0, 1, 2, …"
+    side = property(lambda self: "decoder")
+
+
+@_node
+class Said(Symbol):
+    "The decoder's last token; PAD, which starts it, at step 0."
     side = property(lambda self: "decoder")
 
 

@@ -23,6 +23,7 @@ from modernllm.synthetic.language import (
     GatherNumber,
     GatherSymbol,
     Linear,
+    Said,
     Step,
     Symbol,
     Table,
@@ -100,6 +101,12 @@ class Plan:
     needs_kv: int
     largest: int = 0  # the largest number a feed-forward layer or a head meets
     done: Place | None = None
+
+    def code(self, node: Symbol) -> Code:
+        "The words that a symbol is written in."
+        if isinstance(node, GatherSymbol):
+            return self.code(node.value)
+        return self.positions if isinstance(node, Write) and node.tokens is None else self.tokens
 
     def __str__(self) -> str:
         from modernllm.synthetic.program import show
@@ -214,7 +221,7 @@ def make_plan(
     written = [bounds(n.number, length, steps)[1] for n in nodes if isinstance(n, Write) and n.tokens is None]
     room = config.d_kv - 4
     plan = Plan(
-        program, length, steps, choose_code(config.vocab_size, room), choose_code(max(written) + 1, room),
+        program, length, steps, choose_code(config.vocab_size, room), choose_code(max(written, default=0) + 1, room),
         anchor_channels(config.d_model), digit_layout(config.vocab_size, room) if compares else (0, 0),
         {}, {"encoder": {}, "decoder": {}}, 0, {}, {"encoder": 0, "decoder": 0}, 0,
     )  # fmt: skip
@@ -225,14 +232,10 @@ def make_plan(
     ready = {}
     for node in nodes:
         stack, after = stacks[node.side], max((ready[i] for i in node.inputs if i.side == node.side), default=-1)
-        place = Place(width=1 if not isinstance(node, Symbol) else plan.tokens.length)
-        if isinstance(node, Write) and node.tokens is None:
-            place.width = plan.positions.length
-        if isinstance(node, GatherSymbol):
-            place.width = plan.places[node.value].width
-        if isinstance(node, (Linear, Tokens, End)):  # nothing to do
+        place = Place(width=plan.code(node).length if isinstance(node, Symbol) else 1)
+        if isinstance(node, (Linear, Tokens, Said, End)):  # nothing to do
             ready[node] = after
-            if isinstance(node, Tokens):
+            if isinstance(node, (Tokens, Said)):
                 plan.places[node] = Place(channel=plan.special["tokens"], width=place.width)
             continue
         if isinstance(node, (Count, GatherNumber, GatherSymbol, Step)):

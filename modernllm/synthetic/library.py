@@ -9,6 +9,7 @@ __all__ = ['REFERENCES', 'PROGRAMS', 'Setting']
 from dataclasses import dataclass, field
 
 from modernllm.synthetic.language import (
+    PAD,
     Number,
     Step,
     Where,
@@ -185,6 +186,13 @@ def _longest_word(s):
     return _kept(s, "longest_word", (largest - earlier).at_least(1))
 
 
+def _induction(s):
+    counted, gathered = _rows(s)
+    first = table(counted("past"), lambda n: n == 0, 0, 1, end=True)
+    before = Where(first, Write(linear(), (PAD,), True), gathered(tokens, "shift", shift=-1))
+    return Program("induction", tokens, None, keep=s.only, follow=before)
+
+
 def _unary(s):
     image = lookup(lambda i: s.image[i], sorted(s.image))
     return _kept(s, "unary", value=image)
@@ -246,6 +254,7 @@ REFERENCES = {
     "intersect": _common,
     "longest_word": _longest,
     "unary": lambda ids, s: [s.image[x] for x in ids],
+    "induction": lambda ids, s: ids,
 }
 
 
@@ -253,5 +262,5 @@ PROGRAMS = {
     "identity": _identity, "set": _set, "deduplicate": _deduplicate, "reverse": _reverse, "sort": _sort,
     "duplicate": _duplicate, "first_token": _first_token, "last_token": _last_token, "length": _length,
     "count": _count, "search": _search, "replace": _replace, "delete": _delete, "union": _union,
-    "intersect": _intersect, "longest_word": _longest_word, "unary": _unary,
+    "intersect": _intersect, "longest_word": _longest_word, "unary": _unary, "induction": _induction,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ..core.config import InputError
 from modernllm.synthetic.language import (
     EOS,
+    PAD,
     Choose,
     Count,
     End,
@@ -22,6 +23,7 @@ from modernllm.synthetic.language import (
     Linear,
     Lookup,
     Number,
+    Said,
     Select,
     Step,
     Symbol,
@@ -41,19 +43,22 @@ class Program:
 
     name: str
     value: Symbol  # encoder: the token each row offers
-    rank: Number  # encoder: its place in the output; at the end row the number of kept rows
+    rank: Number | None  # encoder: its place in the output; at the end row the number of kept rows
     keep: tuple = ()  # encoder flags, all of them 1 where a row is kept; the end row always is
     index: Number = field(default_factory=Step)  # decoder: which rank is said at a step
     done: Number | None = None  # decoder flag: EOS from the first step where it is 1
+    follow: Symbol | None = None  # encoder: the token that a row comes after; asked beside the rank, or instead of it
 
     @property
-    def key(self) -> Write:
-        return Write(self.rank, None, True)
+    def key(self) -> Write | None:
+        return None if self.rank is None else Write(self.rank, None, True)
 
     @property
-    def fetch(self) -> Fetch:
+    def fetches(self) -> list[Fetch]:
+        "Ways to the next token, which must agree."
         kept = tuple(flag + end * (1 - (at_end(flag) or 0)) for flag in self.keep)
-        return Fetch(Write(self.index, None, True), self.key, kept, self.value)
+        ways = [(Write(self.index, None, True), self.key), (Said(), self.follow)]
+        return [Fetch(query, key, kept, self.value) for query, key in ways if key is not None]
 
     def nodes(self) -> list[Expr]:
         "Every expression, inputs before what reads them."
@@ -65,7 +70,8 @@ class Program:
                     visit(read)
                 order[node] = None
 
-        visit(self.fetch)
+        for fetch in self.fetches:
+            visit(fetch)
         if self.done is not None:
             visit(self.done)
         return list(order)
@@ -105,14 +111,14 @@ def show(node: Expr, names: dict) -> str:
     if isinstance(node, TokenIn):
         ids = sorted(node.ids)
         return f"token in {{{', '.join(map(str, ids[:4]))}{', …' if len(ids) > 4 else ''}}}"
-    return {Tokens: "tokens", Lookup: "image of tokens", End: "end", Step: "step"}[type(node)]
+    return {Tokens: "tokens", Lookup: "image of tokens", End: "end", Step: "step", Said: "said"}[type(node)]
 
 
 def listing(program: Program) -> str:
     "The program, a line an operation."
     names, lines = {}, []
     for node in program.nodes():
-        if not node.inputs or (isinstance(node, Linear) and node is not program.fetch):
+        if not node.inputs or isinstance(node, Linear):
             continue
         names_line = f"{'d' if node.side == 'decoder' else 'e'}{len(lines) + 1}"
         lines.append(f"{names_line} = {show(node, names)}")
@@ -124,7 +130,7 @@ class Columns:
     "The values of every expression for one input."
 
     def __init__(self, ids: list[int]):
-        self.ids, self.known = list(ids), {}
+        self.ids, self.known, self.said = list(ids), {}, []
 
     def of(self, node: Expr) -> list:  # the encoder rows, the end row last
         if node not in self.known:
@@ -209,6 +215,8 @@ class Columns:
         "A decoder expression at step t."
         if isinstance(node, Step):
             return t
+        if isinstance(node, Said):
+            return self.said[t - 1] if t else PAD
         if isinstance(node, FromEnd):
             return self.of(node.number)[-1]
         if isinstance(node, Fetch):
@@ -217,7 +225,7 @@ class Columns:
             kept = [j for j in rows if all(self._flag(self.of(flag)[j]) for flag in node.flags)]
             found = {value[j] for j in kept if key[j] == query}
             if len(found) != 1:
-                raise InputError(f"at step {t} {len(found)} different tokens are offered with rank {query}; one is needed")
+                raise InputError(f"at step {t} {len(found)} different tokens answer to {query}; one is needed")
             return found.pop()
         return self._local(node, lambda part: self.step(part, t), False)
 
@@ -228,9 +236,12 @@ def interpret(
     limit: int = 4096,  # give up after so many tokens
 ) -> list[int]:  # the output's tokens, without EOS
     "What the program says for this input, by definition."
-    columns, out = Columns(ids), []
+    columns = Columns(ids)
+    out = columns.said
     while program.done is None or not columns.step(program.done, len(out)):
-        token = columns.step(program.fetch, len(out))
+        token, *others = {columns.step(fetch, len(out)) for fetch in program.fetches}
+        if others:
+            raise InputError(f"at step {len(out)} rank and last token lead to different tokens, {token} and {others[0]}")
         if token == EOS:
             return out
         if token is None:

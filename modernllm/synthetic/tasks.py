@@ -55,10 +55,14 @@ def _words(rng, length, pool, s):
     return [s.separator if rng.random() < share else x for x in ids]
 
 
+def _distinct(rng, length, pool, s):
+    return rng.sample(pool, min(len(pool), length))
+
+
 SAMPLERS = {
     **dict.fromkeys(PROGRAMS, (_plain, 0)),  # (sampler, shortest input but for the empty one)
     "union": (_two, 1), "intersect": (_two, 1), "count": (_one_argument, 2), "replace": (_two_arguments, 3),
-    "search": (_pattern, 2), "delete": (_pattern, 2), "longest_word": (_words, 0),
+    "search": (_pattern, 2), "delete": (_pattern, 2), "longest_word": (_words, 0), "induction": (_distinct, 0),
 }  # fmt: skip
 
 # %% ../../nbs/52_synthetic/tasks.ipynb #02fc778b
@@ -134,12 +138,21 @@ def _mixture(setting: Setting, names: tuple, prefixes: tuple) -> Task:
     "One program that performs the task that the first token names."
     if len(names) != len(prefixes) or len(set(prefixes)) < len(prefixes):
         raise InputError(f"prefixes: {len(names)} different tokens are needed, {len(set(prefixes))} given")
+    inner = replace(setting, only=(~token_in(*prefixes),))
+    parts = [PROGRAMS[check_name("task", name, PROGRAMS)](inner) for name in names]
+    if len(parts) > 1 and "induction" in names:
+        raise InputError("mixture: 'induction' finds tokens by what they come after and the others by rank: it must stand alone")
+    program = replace(parts[0], name="mixture") if len(parts) == 1 else _by_prefix(parts, prefixes)
+    plain = tuple(Task(name, setting, PROGRAMS[name](setting)) for name in names)
+    return Task("mixture", setting, program, tuple(zip(prefixes, plain)))
+
+
+def _by_prefix(parts: list[Program], prefixes: tuple) -> Program:
+    "The program of these that belongs to the first token."
     every = token_in(*prefixes)
-    inner = replace(setting, only=(~every,))
     number = linear(*((token_in(prefix), k + 1) for k, prefix in enumerate(prefixes)))
     chosen = gather(number, where=every)
-    flags = [table(chosen, lambda n, k=k: n == k + 1, k, k + 2, end=True) for k in range(len(names))]
-    parts = [PROGRAMS[check_name("task", name, PROGRAMS)](inner) for name in names]
+    flags = [table(chosen, lambda n, k=k: n == k + 1, k, k + 2, end=True) for k in range(len(parts))]
 
     def by_task(values, flags=flags):
         "Each different value under the tasks that have it; 0 needs nothing."
@@ -151,7 +164,7 @@ def _mixture(setting: Setting, names: tuple, prefixes: tuple) -> Task:
 
     keeps, changes, dones = [], [], []
     for part in parts:
-        own = tuple(flag for flag in part.keep if flag not in inner.only)
+        own = tuple(flag for flag in part.keep if flag != ~every)
         keeps.append(_all_of(own))
         changes.append(_behind(part.index))
         dones.append(part.done if part.done is not None else linear())
@@ -160,12 +173,10 @@ def _mixture(setting: Setting, names: tuple, prefixes: tuple) -> Task:
         value = Where(flag, part.value, value) if part.value != tokens else value
     shown = [FromEnd(flag) for flag in flags]
     over = by_task(dones, shown)
-    program = Program(
+    return Program(
         "mixture", value, by_task([part.rank for part in parts]), (by_task(keeps), ~every),
         Step() - by_task(changes, shown), over if over != linear() else None,
     )  # fmt: skip
-    plain = tuple(Task(name, setting, PROGRAMS[name](setting)) for name in names)
-    return Task("mixture", setting, program, tuple(zip(prefixes, plain)))
 
 
 def _behind(index):

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 from ..core.seeding import generator
+from .codes import Code
 from .compiler import compile_t5
 from .language import Count, Expr, Fetch, FromEnd, Number, Step
 from .layout import Place, Plan, bounds, make_plan
@@ -107,26 +108,26 @@ def soften(
     lead: float = 2.0,  # by how much the logit of the fetched token leads, about
 ) -> None:
     "Lower the temperature's inverse of the fetching head and of the output."
-    for rows, attention in fetch_rows(model, plan):
-        attention.q.weight[rows] *= match / fetch_lead(plan)
+    for rows, attention, compiled in fetch_rows(model, plan):
+        attention.q.weight[rows] *= match / compiled
     model.decoder.final_layer_norm.weight *= lead / 40
 
 
-def fetch_lead(plan: Plan) -> float:
-    "By how much the score of the fetched position leads as compiled."
-    return plan.positions.gap * 2.0 ** math.ceil(math.log2(BUILDS["soft"].window / plan.positions.gap))
+def fetch_lead(code: Code) -> float:
+    "By how much the score of the fetched position leads as compiled, when it is matched in these words."
+    return code.gap * 2.0 ** math.ceil(math.log2(BUILDS["soft"].window / code.gap))
 
 
 def fetch_rows(
     model: T5ForConditionalGeneration,
     plan: Plan,
-) -> list[tuple[slice, torch.nn.Module]]:
-    "Where the head that fetches compares positions: rows of q and k, and the attention."
+) -> list[tuple[slice, torch.nn.Module, float]]:
+    "Where a head that fetches compares symbols: rows of q and k, the attention, and by how much its choice leads as compiled."
     found = []
     for node, place in plan.places.items():
         if isinstance(node, Fetch):
-            first = place.heads[0] * model.config.d_kv
-            found.append((slice(first, first + plan.positions.length), attention_of(model, node, place)))
+            first, code = place.heads[0] * model.config.d_kv, plan.code(node.key)
+            found.append((slice(first, first + code.length), attention_of(model, node, place), fetch_lead(code)))
     return found
 
 # %% ../../nbs/52_synthetic/trainable.ipynb #7dbf7842
@@ -225,7 +226,7 @@ class Anneal(Callback):
 
     @torch.no_grad()
     def updated(self, trainer):
-        for rows, attention in fetch_rows(trainer.inner.model, self.plan) if trainer.step <= self.steps else ():
+        for rows, attention, _ in fetch_rows(trainer.inner.model, self.plan) if trainer.step <= self.steps else ():
             attention.q.weight[rows] *= self.factor
 
 # %% ../../nbs/52_synthetic/trainable.ipynb #c404cf81

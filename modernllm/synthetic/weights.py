@@ -210,7 +210,7 @@ class Writer:
         if s.window == "future":
             pairs.append((self.end, {k: c * b.window for k, c in self.one.items()}))
         if s.same:
-            code = self.plan.positions if isinstance(s.same[0], Write) and s.same[0].tokens is None else self.plan.tokens
+            code = self.plan.code(s.same[0])
             strength = 2.0 ** math.ceil(math.log2(b.window / code.gap))
             for query, key in zip(self.code(s.same[0]), self.key_code(s.same[1])):
                 pairs.append((query, self.add((key, strength))))
@@ -245,7 +245,7 @@ class Writer:
         place, b = self.plan.places[node], self.build
         if isinstance(node, Fetch):
             layer = self.model.decoder.block[place.layer].layer[1].EncDecAttention
-            strength = 2.0 ** math.ceil(math.log2(b.window / self.plan.positions.gap))
+            strength = 2.0 ** math.ceil(math.log2(b.window / self.plan.code(node.key).gap))
             pairs = [(q, self.add((k, strength))) for q, k in zip(self.code(node.query), self.code(node.key))]
             far = 4 * b.window  # more than any match can make up for
             flags = [part for flag in node.flags for part in ((self.read(flag), far), (self.one, -far))]

@@ -1,6 +1,7 @@
 """Every task: program, reference and compiled model agree; what is not a task is refused."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -93,3 +94,21 @@ def test_meanings_outside_the_vocabulary_are_refused():
         make_task("length", 60, 100)
     with pytest.raises(InputError, match="prefixes: 2 different"):
         make_task("mixture", 60, 16, mixture=("set", "sort"), prefixes=(5, 5))
+
+
+def test_induction_stands_alone_and_refuses_what_it_cannot_tell():
+    with pytest.raises(InputError, match="must stand alone"):
+        make_task("mixture", 60, 16, mixture=("identity", "induction"))
+    alone = make_task("mixture", 60, 16, mixture=("induction",), prefixes=(58,))
+    assert interpret(alone.program, [58, 9, 7, 8]) == [9, 7, 8] and interpret(alone.program, [58]) == []
+    with pytest.raises(InputError, match="2 different tokens"):
+        interpret(alone.program, [58, 9, 7, 9, 8])
+
+
+def test_two_ways_to_the_next_token_must_agree(config):
+    follow, plain, behind = (make_task(name, 60, 16).program for name in ("induction", "identity", "reverse"))
+    both = replace(plain, follow=follow.follow)
+    assert interpret(both, [9, 7, 8]) == [9, 7, 8]
+    assert answer(compile_t5(both, config, max_length=16), [[9, 7, 8], []]) == [[9, 7, 8], []]
+    with pytest.raises(InputError, match="lead to different tokens"):
+        interpret(replace(behind, follow=follow.follow), [9, 7, 8])

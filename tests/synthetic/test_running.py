@@ -150,7 +150,7 @@ def test_undefined_programs_are_refused_by_the_interpreter():
         interpret(mixed, [4, 5])
     with pytest.raises(InputError, match="a flag must be 0 or 1, this program made it 2"):
         interpret(Program("two", tokens, count("past", where=count("all"))), [4, 5])
-    with pytest.raises(InputError, match="2 different tokens are offered with rank 0"):
+    with pytest.raises(InputError, match="2 different tokens answer to 0"):
         interpret(Program("same", tokens, count("past") * 0), [4])
 
 

@@ -123,9 +123,9 @@ def test_annealing_ends_at_the_softer_lead(small):
     model, plan, _ = made(small, ("identity",))
     other = made(small, ("identity",))[0]
     soften(model, plan, match=6.0)
-    soften(other, plan, match=fetch_lead(plan))
+    soften(other, plan, match=fetch_lead(plan.positions))
     trainer = type("Trainer", (), {"inner": type("Inner", (), {"model": other})})
-    anneal = Anneal(plan, fetch_lead(plan), 6.0, 5)
+    anneal = Anneal(plan, fetch_lead(plan.positions), 6.0, 5)
     for trainer.step in range(1, 9):
         anneal.updated(trainer)
     for a, b in zip(model.parameters(), other.parameters()):
