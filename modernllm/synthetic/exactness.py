@@ -132,10 +132,15 @@ def measure_all(
     finished: Callable[[Cell], None] = lambda cell: None,  # called after each cell that was measured
     **options,  # of `measure`
 ) -> list[Cell]:
-    "Every cell of one model; those whose files are there already are read."
-    cells, build = [], model.config.synthetic["build"]
-    for kernel, length, pool, way in product(kernels, lengths, pools, counts):
+    """Every cell of one model; those whose files are there already are read.
+
+    Beyond length 64 `generate`, which takes a pass for each token, is asked under one kernel and pool for each length, in turn.
+    """
+    cells, build, turns = [], model.config.synthetic["build"], list(product(kernels, pools))
+    for kernel, (place, length), pool, way in product(kernels, enumerate(lengths), pools, counts):
         n = counts[way][length > 64]
+        if length > 64 and way != "forced" and (kernel, pool) != turns[place % len(turns)]:
+            continue
         path = folder and folder / f"{build}-{kernel}-{pool}-{length}-{way}.json"
         if path and path.exists():
             cells.append(Cell(**json.loads(path.read_text())))

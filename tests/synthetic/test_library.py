@@ -112,3 +112,11 @@ def test_two_ways_to_the_next_token_must_agree(config):
     assert answer(compile_t5(both, config, max_length=16), [[9, 7, 8], []]) == [[9, 7, 8], []]
     with pytest.raises(InputError, match="lead to different tokens"):
         interpret(replace(behind, follow=follow.follow), [9, 7, 8])
+
+
+def test_long_answers_are_generated_under_each_kernel_and_pool_in_turn(config):
+    task = make_task("last_token", 60, 69)
+    model = compile_t5(task, config)
+    cells = measure_all(model, task, (66, 67, 68, 69), {"forced": (0, 1), "greedy": (0, 1)})
+    generated = [(cell.kernel, cell.pool) for cell in cells if cell.way == "greedy"]
+    assert len(set(generated)) == len(generated) == 4 and len(cells) == 20 and percent(cells) == 100
