@@ -75,8 +75,8 @@ def panels(
             kept = [all(flag[j] for flag in flags) for j in range(n + 1)]
             ranks = [columns.step(node.query, t) for t in range(len(out))]
             chosen = np.array([[float(kept[j] and key[j] == rank) for j in range(n + 1)] for rank in ranks])
-            mark = (lambda token: token) if isinstance(node.query, Said) else str
-            marks = [mark(key[j]) if kept[j] else "" for j in range(n + 1)]
+            shown = key if isinstance(node.query, Said) else list(map(str, key))
+            marks = [shown[j] if kept[j] else "" for j in range(n + 1)]
             found.append(Panel(place, describe(node), np.tile(np.array(kept, float), (len(out), 1)), chosen, marks, out))
     return sorted(found, key=lambda panel: (panel.place.part == "cross", panel.place.layer))
 

@@ -138,8 +138,9 @@ def measure_all(
     """
     cells, build, turns = [], model.config.synthetic["build"], list(product(kernels, pools))
     for kernel, (place, length), pool, way in product(kernels, enumerate(lengths), pools, counts):
-        n = counts[way][length > 64]
-        if length > 64 and way != "forced" and (kernel, pool) != turns[place % len(turns)]:
+        long = length > 64
+        n = counts[way][long]
+        if long and way != "forced" and (kernel, pool) != turns[place % len(turns)]:
             continue
         path = folder and folder / f"{build}-{kernel}-{pool}-{length}-{way}.json"
         if path and path.exists():

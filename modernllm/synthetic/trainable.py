@@ -115,7 +115,7 @@ def soften(
 
 def fetch_lead(code: Code) -> float:
     "By how much the score of the fetched position leads as compiled, when it is matched in these words."
-    return code.gap * 2.0 ** math.ceil(math.log2(BUILDS["soft"].window / code.gap))
+    return code.gap * BUILDS["soft"].strength(code)
 
 
 def fetch_rows(

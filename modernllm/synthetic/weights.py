@@ -34,6 +34,7 @@ from modernllm.synthetic.language import (
     Write,
     at_end,
 )
+from .codes import Code
 from .layout import Plan, bounds, domain
 
 # %% ../../nbs/52_synthetic/weights.ipynb #1af81d8d
@@ -50,6 +51,10 @@ class Build:
     snap: float  # offset of counted channels: adding rounds to the format's grid there
     boost: float  # how often a fetched word is written
     largest: int  # whole numbers are exact to here
+
+    def strength(self, code: Code) -> float:
+        "What words are multiplied by, so that equal ones lead by a window at least."
+        return 2.0 ** math.ceil(math.log2(self.window / code.gap))
 
 
 # `soft` has no more than it needs for short inputs: a softmax that is less saturated, a norm that still sees the rest.
@@ -211,7 +216,7 @@ class Writer:
             pairs.append((self.end, {k: c * b.window for k, c in self.one.items()}))
         if s.same:
             code = self.plan.code(s.same[0])
-            strength = 2.0 ** math.ceil(math.log2(b.window / code.gap))
+            strength = b.strength(code)
             for query, key in zip(self.code(s.same[0]), self.key_code(s.same[1])):
                 pairs.append((query, self.add((key, strength))))
             fixed.append((data, -strength * code.length))
@@ -245,7 +250,7 @@ class Writer:
         place, b = self.plan.places[node], self.build
         if isinstance(node, Fetch):
             layer = self.model.decoder.block[place.layer].layer[1].EncDecAttention
-            strength = 2.0 ** math.ceil(math.log2(b.window / self.plan.code(node.key).gap))
+            strength = b.strength(self.plan.code(node.key))
             pairs = [(q, self.add((k, strength))) for q, k in zip(self.code(node.query), self.code(node.key))]
             far = 4 * b.window  # more than any match can make up for
             flags = [part for flag in node.flags for part in ((self.read(flag), far), (self.one, -far))]
