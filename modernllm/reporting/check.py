@@ -121,7 +121,7 @@ def bibliography_keys(
 def stale(
     profile: str,
 ) -> list[str]:
-    "Results whose code has changed since, or whose study is gone."
+    "Results whose code has changed since or, but in `smoke`, was in no commit; and those whose study is gone."
     found, now = [], {}
     for record in published(profile):
         name = f"{record.study}/{record.variant}/s{record.seed}"
@@ -135,6 +135,8 @@ def stale(
         changed = [what for what, a, b in zip(("library code", "run.ipynb"), before, now[notebook]) if a != b]
         if changed:
             found.append(f"{name}: {' and '.join(changed)} changed after this result was made")
+        if record.provenance.dirty and profile != "smoke":
+            found.append(f"{name}: made from files with changes that no commit holds")
     return found
 
 # %% ../../nbs/60_reporting/check.ipynb #865474ed

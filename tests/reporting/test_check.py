@@ -94,6 +94,14 @@ def test_stale_results_are_listed_and_do_not_fail(smoke, project, capsys):
     assert capsys.readouterr().err.count("stale: ") == 8
 
 
+def test_results_of_code_that_no_commit_holds_are_listed(smoke):
+    values = example_records("cpu")[0].to_dict()
+    for dirty in (False, True):
+        values["provenance"]["dirty"] = dirty
+        publish(Record.make(values))
+        assert ("example/small/s0: made from files with changes that no commit holds" in stale("cpu")) == dirty
+
+
 def test_a_record_of_a_study_that_is_gone_is_stale(smoke):
     publish(Record.make(example_records()[0].to_dict() | {"study": "gone"}))
     assert "gone/small/s0: there is no such study any more" in stale("smoke")
