@@ -121,7 +121,7 @@ MISSING_FIGURE = """<svg xmlns="http://www.w3.org/2000/svg" width="240" height="
 <rect x="1" y="1" width="238" height="118" fill="none" stroke="black" stroke-dasharray="4 3"/>
 <text x="120" y="64" font-size="11" text-anchor="middle" font-family="DejaVu Sans Mono">missing: {name}</text></svg>
 """
-PARTS = "sections/{}-experiment.qmd", "sections/{}-results.qmd", "slides/{}.qmd"  # of a study
+PARTS = "sections/{}-experiment.qmd", "sections/{}-results.qmd", "sections/{}-appendix.qmd", "slides/{}.qmd"  # of a study
 UNRUN = """{heading}
 
 **Question.** {{{{< var {study}.question >}}}} On record in profile `{profile}` are {done} of its runs, and no results yet:

@@ -1,5 +1,5 @@
 -- For Quarto and for the fallback alike: what the ACL page needs beyond plain pandoc.
--- `.wide` lets a float span both columns; the reference list gets hanging indents.
+-- `.wide` lets a float span both columns, `.here` keeps it in the text; the reference list gets hanging indents.
 
 local function wrap(div, open, close)
   local blocks = pandoc.List({pandoc.RawBlock("typst", open)})
@@ -17,7 +17,9 @@ end
 
 function Div(div)
   if not FORMAT:match("typst") then return nil end
-  if div.classes:includes("wide") then return wrap(div, "#wide[", "]") end
+  for _, name in ipairs({"wide", "here"}) do
+    if div.classes:includes(name) then return wrap(div, "#" .. name .. "[", "]") end
+  end
 end
 
 -- The list of references exists only after citeproc; Quarto and the fallback both run this filter before it,
