@@ -180,8 +180,6 @@ class Columns:
             return int(not last and self.ids[row] in node.ids)
         if isinstance(node, End):
             return int(last)
-        if isinstance(node, Linear):
-            return node.constant + sum(c * self.of(part)[row] for part, c in node.terms)
         if isinstance(node, Count):
             return len(self.selected(node.select, row))
         if isinstance(node, (GatherNumber, GatherSymbol)):
