@@ -26,7 +26,7 @@ def made_from(
     from modernllm.core.config import settings
     from modernllm.core.provenance import file_sha256, json_sha256, source_hash
     here = settings()
-    folders = [here.records(profile), here.figures(profile), here.root / "report"]
+    folders = [here.records(profile), here.results(profile), here.figures(profile), here.root / "report"]
     files = [f.relative_to(here.root) for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()]
     made = [[str(f), file_sha256(here.root / f)] for f in files if f.parts[:2] != ("report", "build")]
     return json_sha256([profile, source_hash(["modernllm.reporting.render"]), made])

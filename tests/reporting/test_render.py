@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from modernllm.cli.report import made_from
 from modernllm.core.config import InputError, RunFailed
 from modernllm.reporting.render import fill, pandoc, render, sources, stage, staged_text
 from modernllm.reporting.results import example_records
@@ -216,3 +217,10 @@ def test_pandoc_that_fails_is_one_line(tmp_path):
 def test_filled_text_has_no_shortcode(smoke):
     folder, _ = stage("slides", "smoke")
     assert "{{<" not in staged_text("slides", folder)
+
+
+def test_a_changed_table_of_a_study_is_noticed(smoke):
+    before = made_from("smoke")
+    assert made_from("smoke") == before
+    save(pd.DataFrame([{"model": "a", "loss": "1"}]), "example-own", "A table.", example_records())
+    assert made_from("smoke") != before
