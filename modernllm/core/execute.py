@@ -71,8 +71,9 @@ def run_notebook(
     from traitlets.config import Config
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Idle threads sleep instead of spinning: on a machine with other work, spinning ones cost most of the speed.
-    os.environ.update({name: str(threads) for name in THREADS}, PYTHONHASHSEED="0", OMP_WAIT_POLICY="PASSIVE")
+    # An idle thread of GNU's OpenMP spins for 300,000 turns, which costs most of the speed where others work, too; one that
+    # sleeps at once is woken thousands of times a step.
+    os.environ.update({name: str(threads) for name in THREADS}, PYTHONHASHSEED="0", GOMP_SPINCOUNT="2000")
     os.environ["MODERNLLM_ROOT"] = str(settings().root)
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
