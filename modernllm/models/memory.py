@@ -107,7 +107,7 @@ def holes(
     "What the heap of a process on a CPU cannot use again. Measured, not derived."
     experts = sum(matrices.experts.total for matrices in layers(config))
     if checkpointing:
-        return 1.5 * (graph + layer) + 3 * experts
+        return 1.3 * (graph + layer) + 3 * experts
     return (0.3 if experts else 0.45) * (graph - 2 * experts) + 3 * experts
 
 
