@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROW_COLUMNS', 'SUMMARY_COLUMNS', 'rows', 'short_commit', 'published', 'frame', 'example_records', 'summarise',
-           'leader', 'to_csv', 'write']
+           'leader', 'to_csv', 'write', 'conclude', 'conclusion']
 
 # %% ../../nbs/60_reporting/results.ipynb #dfeeb8c8
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -158,3 +159,25 @@ def write(
 ):  # the path written
     "Write a study's summary to the results folder of its profile."
     return atomic_write(settings().results(profile) / f"{study}.csv", to_csv(summary))
+
+
+def _verdict(profile, study):
+    return settings().results(profile) / f"{study.replace('_', '-')}-verdict.md"
+
+
+def conclude(
+    text: str,  # Markdown; the sentence that an abstract quotes comes first
+    profile: str,
+    study: str,
+):  # the path written
+    "Write what a study's summary concludes to the results folder of its profile."
+    return atomic_write(_verdict(profile, study), text + "\n")
+
+
+def conclusion(
+    profile: str,
+    study: str,
+) -> str | None:  # None: the study's summary has not been made, or concludes nothing
+    "The first sentence of what a study's summary concludes."
+    path = _verdict(profile, study)
+    return re.split(r"(?<=\.)\s", path.read_text(encoding="utf-8"))[0] if path.exists() else None

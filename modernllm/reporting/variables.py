@@ -16,7 +16,7 @@ from ..core.expand import expand, variants
 from ..core.plan import load_plan, studies
 from ..core.records import Record
 from .figures import SMOKE_NOTE, by_variant
-from .results import leader, published, rows, short_commit, summarise
+from .results import conclusion, leader, published, rows, short_commit, summarise
 from .tables import escape, number, plain, share, spread
 
 # %% ../../nbs/60_reporting/variables.ipynb #7f984214
@@ -40,7 +40,7 @@ def notice(
     return "some of the data is generated" if any(item.generated for item in data) else ""
 
 # %% ../../nbs/60_reporting/variables.ipynb #79ba7ff4
-RESERVED = ("title", "question", "data", "commit", "command", "runs", "best", "lead", "lowest", "highest", "total")
+RESERVED = ("title", "question", "data", "commit", "command", "runs", "best", "lead", "lowest", "highest", "total", "verdict")
 
 
 def data_read(
@@ -85,6 +85,7 @@ def of_study(
         "command": records[0].command, "runs": number(len(records)),
         "best": {key(metric): variant for metric, (variant, _) in leaders.items()},
         "lead": {key(metric): share(distance) for metric, (_, distance) in leaders.items()},
+        **({"verdict": said} if (said := conclusion(records[0].profile, records[0].study)) else {}),
         **{name: {key(metric): number(float(value)) for metric, value in found.items()} for name, found in over.items()},
     }
     for variant, runs in groups.items():

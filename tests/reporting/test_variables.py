@@ -3,7 +3,7 @@ import yaml
 
 from modernllm.core.config import InputError
 from modernllm.core.records import Record, publish
-from modernllm.reporting.results import example_records
+from modernllm.reporting.results import conclude, example_records
 from modernllm.reporting.variables import MISSING, collect, flatten, key, lookup, missing, notice, of_study, promised, write
 
 
@@ -34,6 +34,12 @@ def test_unknown_is_an_error_and_missing_is_not(smoke):
     with pytest.raises(InputError, match="did you mean 'example.small.test_loss'"):
         lookup("example.small.test_los", flat, "cpu")  # the variant has records: nothing can bring this name any more
     assert promised("example.medium.anything", "cpu") and not promised("example.small.anything", "cpu")
+
+
+def test_of_a_conclusion_the_first_sentence_may_be_quoted(smoke):
+    assert "example.verdict" not in flatten(collect("smoke"))
+    conclude("Kept: `small` (−0.3, p < 0.05). It has more parameters.", "smoke", "example")
+    assert flatten(collect("smoke"))["example.verdict"] == "Kept: `small` (−0.3, p < 0.05)."
 
 
 def test_runs_that_are_missing_are_named(smoke):
