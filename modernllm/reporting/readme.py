@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.config import InputError, atomic_write, settings
 from ..core.plan import load_plan, studies
 from . import tables
-from .results import published, rows, summarise
+from .results import conclusion, published, rows, summarise
 
 # %% ../../nbs/60_reporting/readme.ipynb #0ad1668c
 def first_lines(
@@ -45,7 +45,7 @@ def tree(
     return "\n".join(f"{name:{width}}  {note}".rstrip() for name, note in lines)
 
 # %% ../../nbs/60_reporting/readme.ipynb #9aec8134
-MOST_NAMED = 6  # variants; of more, the two ends are named
+MOST_NAMED = 6  # variants; of more, the study's conclusion is quoted, or the two ends are named
 
 
 def answer(
@@ -64,11 +64,13 @@ def answer(
     chosen = summary[summary.metric == metric]
     if chosen.empty:
         raise InputError(f"study '{study}' has no metric '{metric}' (it has: {', '.join(dict.fromkeys(summary.metric))})")
+    note = ", generated data" if chosen.generated.any() else ", embedded text" if chosen.embedded.any() else ""
+    if len(chosen) > MOST_NAMED and (said := conclusion(profile, study)):
+        return said + (f" ({note[2:]})" if note else "")
     ends = chosen.sort_values("mean").iloc[[0, -1]] if len(chosen) > MOST_NAMED else chosen
     values = [f"{tables.escape(row.variant)} {tables.spread(row['mean'], row.sd)}" for _, row in ends.iterrows()]
     said = ", ".join(values) if ends is chosen else f"{len(chosen)} variants, from {values[0]} to {values[1]}"
     first = ends.iloc[0]
-    note = ", generated data" if chosen.generated.any() else ", embedded text" if chosen.embedded.any() else ""
     split = first.split if isinstance(first.split, str) else ""  # some metrics are of no split
     where = f", {split}" if split else ""
     return f"{said} ({tables.label(metric, split)}{where}, n = {', '.join(map(str, ends.n))}{note})"

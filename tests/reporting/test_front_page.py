@@ -6,7 +6,7 @@ from modernllm.core.config import InputError
 from modernllm.core.records import publish
 from modernllm.reporting import readme
 from modernllm.reporting.readme import answer
-from modernllm.reporting.results import example_records, frame, summarise, write
+from modernllm.reporting.results import conclude, example_records, frame, summarise, write
 
 
 def test_a_study_is_quoted_once_its_summary_is_there(smoke, monkeypatch):
@@ -17,6 +17,8 @@ def test_a_study_is_quoted_once_its_summary_is_there(smoke, monkeypatch):
     assert answer("example", profile="smoke").startswith("small ") and "n = 4, 4" in answer("example", profile="smoke")
     monkeypatch.setattr(readme, "MOST_NAMED", 1)
     assert answer("example", profile="smoke").startswith("2 variants, from medium ")
+    conclude("Larger is better. By much.", "smoke", "example")
+    assert answer("example", profile="smoke") == "Larger is better. (generated data)"
     with pytest.raises(InputError, match="no metric 'speed'"):
         answer("example", "speed", "smoke")
 
