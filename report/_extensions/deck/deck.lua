@@ -1,4 +1,4 @@
--- For Quarto and for the fallback alike: columns side by side, and no speaker notes on the page.
+-- For Quarto and for the fallback alike: columns side by side, small print, and no speaker notes on the page.
 
 local function columns(div)
   local widths, blocks = {}, pandoc.List({})
@@ -15,7 +15,14 @@ local function columns(div)
   return blocks
 end
 
+local function small(div)
+  div.content:insert(1, pandoc.RawBlock("typst", "#text(size: 0.78em)["))
+  div.content:insert(pandoc.RawBlock("typst", "]"))
+  return div.content
+end
+
 function Div(div)
   if div.classes:includes("notes") then return {} end
   if div.classes:includes("columns") then return columns(div) end
+  if div.classes:includes("small") then return small(div) end
 end
