@@ -14,3 +14,8 @@ def lazily(package: str, exports: dict[str, str]) -> tuple:
         return getattr(import_module(f"{package}.{exports[name]}"), name)
 
     return get, lambda: sorted(exports), list(exports)
+
+
+from .core.registration import register  # noqa: E402  (core uses `lazily`)
+
+register()

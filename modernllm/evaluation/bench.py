@@ -25,7 +25,7 @@ from .turns import OURS, Bench, Turns, metric_name, take_turns
 from ..models.budget import total_parameters, training_flops
 from ..models.config import ModernLLMConfig
 from ..models.transformer import ModernDecoderLM
-from ..training.logprobs import ROWS, ROWS_ELSEWHERE
+from ..models.logprobs import ROWS, ROWS_ELSEWHERE
 from ..training.objectives import LanguageModelling
 from ..training.trainer import TrainConfig, Trainer
 from ..training.utilisation import clock, matmul_limit

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.config import InputError
-from .perplexity import target_logprobs
+from ..models.output_head import token_logprobs
 from ..models.cache import new_cache
 from ..models.config import ModernLLMConfig, own_fields
 from ..models.transformer import ModernDecoderLM
@@ -90,7 +90,7 @@ def read_long(
             for begin in range(0, length, piece):
                 places = rows, slice(begin, begin + piece)
                 ids, wanted = (table[places].to(model.device) for table in (x, y))
-                costs = -target_logprobs(model, ids, wanted, torch.ones_like(ids, dtype=torch.bool), cache)
+                costs = -token_logprobs(model, ids, wanted, torch.ones_like(ids, dtype=torch.bool), cache)
                 nats[places] = costs.view(ids.shape).cpu()
     return LongReading(nats.numpy(), y.numpy() != split.end_id, context)
 

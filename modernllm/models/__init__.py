@@ -5,6 +5,8 @@ from modernllm import lazily
 _EXPORTS = {
     "ModernLLMConfig": "config",
     "ModernDecoderLM": "transformer",
+    "ModernModel": "transformer",
+    "ModernForSequenceClassification": "transformer",
     "to_llama": "convert",
     "from_llama": "convert",
     "to_qwen3": "convert",
@@ -12,6 +14,9 @@ _EXPORTS = {
     "from_mixtral": "convert",
     "RollingCache": "cache",
     "generate_text": "generation",
+    "linear_logprobs": "logprobs",
+    "linear_loss": "logprobs",
+    "token_logprobs": "output_head",
     "print_param_table": "budget",
     "total_parameters": "budget",
     "forward_flops": "budget",

@@ -10,7 +10,7 @@ __all__ = ['ROPE_TYPES', 'ModernLLMConfig', 'own_fields', 'refuse', 'check_types
 import dataclasses
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..core.config import InputError, did_you_mean
 
@@ -23,6 +23,7 @@ class ModernLLMConfig(PreTrainedConfig):
 
     model_type = "modernllm"
     keys_to_ignore_at_inference = ["past_key_values"]
+    auto_map = {}  # no code in the folder of a saved model: `import modernllm` tells the Auto classes
 
     vocab_size: int = 4096  # rows of the embedding
     hidden_size: int = 128  # width of the residual stream
@@ -53,6 +54,7 @@ class ModernLLMConfig(PreTrainedConfig):
     expert_capacity_factor: float | None = None  # places in an expert, over an even load, in training; None: no limit
     router_aux_loss_coef: float = 0.01  # weight of the balance loss, per layer with experts
     router_z_loss_coef: float = 0.001  # weight of the router's z-loss, per layer with experts
+    use_cache: bool = True  # a forward pass in evaluation mode returns keys and values, to go on from
     initializer_range: float = 0.02  # standard deviation of initial weights
     scale_residual_init: bool = False  # o_proj, down_proj start at 1/√(2·layers) of it (GPT-2, 2019, section 2.3)
     pad_token_id: int | None = None
@@ -213,6 +215,3 @@ def check_rope(config: ModernLLMConfig):
         refuse("rope_parameters.rope_theta", theta, "a positive number")
     if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
         refuse("rope_parameters.partial_rotary_factor", config.rope_parameters["partial_rotary_factor"], "absent")
-
-
-AutoConfig.register(ModernLLMConfig.model_type, ModernLLMConfig, exist_ok=True)

@@ -77,7 +77,7 @@ def activations(
     return kept
 
 # %% ../../nbs/20_models/memory.ipynb #3bd698ca
-LOSS_ROWS = {"cpu": (1024, 128), "cuda": (2048, 2048)}  # positions of a product and of a softmax, `training.logprobs`
+LOSS_ROWS = {"cpu": (1024, 128), "cuda": (2048, 2048)}  # positions of a product and of a softmax, `models.logprobs`
 LIBRARIES = {"cpu": 15 * 2**20, "cuda": 9 * 2**20}  # held once they work; on a card cuBLAS's workspace, 32 MB on Hopper
 MORE_SHAPES = {"cpu": 12 * 2**20, "cuda": 0}  # held beside them for the products of experts
 

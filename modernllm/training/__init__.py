@@ -13,8 +13,6 @@ _EXPORTS = {
     "LastAverage": "averaging",
     "SpikeGuard": "guard",
     "LearningRates": "lr_find",
-    "linear_logprobs": "logprobs",
-    "linear_loss": "logprobs",
     "LanguageModelling": "objectives",
     "LossOutput": "objectives",
     "Objective": "objectives",

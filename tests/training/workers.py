@@ -16,7 +16,7 @@ from modernllm.core.seeding import generator
 from modernllm.core.telemetry import Telemetry
 from modernllm.training import checkpoint as checkpoints
 from modernllm.training.callbacks import Callback
-from modernllm.training.logprobs import linear_logprobs
+from modernllm.models.logprobs import linear_logprobs
 from modernllm.training.objectives import LossOutput, Objective
 from modernllm.training.trainer import TrainConfig, Trainer
 

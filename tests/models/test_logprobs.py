@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modernllm.core.config import InputError
-from modernllm.training.logprobs import linear_logprobs
+from modernllm.models.logprobs import linear_logprobs
 
 
 def example(n, d, v, dtype=torch.float32):
