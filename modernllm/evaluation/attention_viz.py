@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..core.config import InputError
+from ..core.evaluation_mode import evaluation_mode
 from ..training.callbacks import Callback
 
 # %% ../../nbs/40_evaluation/attention_viz.ipynb #f3677966
@@ -21,11 +22,8 @@ def attention_maps(
     ids: Tensor,  # (batch, time)
 ) -> Tensor:  # (layers, batch, heads, queries, keys), rows sum to one, or to less where a learned sink takes the rest
     "What every position of a text looks at, without dropout."
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(model):
         maps = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
-    model.train(was_training)
     if not maps or maps[0] is None:
         raise InputError("model: gives no attention maps; load it with attn_implementation='eager'")
     return torch.stack(maps)

@@ -14,9 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.config import InputError
-from ..models.output_head import token_logprobs
+from ..core.evaluation_mode import evaluation_mode
 from ..models.cache import new_cache
 from ..models.config import ModernLLMConfig, own_fields
+from ..models.generation import only_settings
+from ..models.output_head import token_logprobs
 from ..models.transformer import ModernDecoderLM
 
 # %% ../../nbs/40_evaluation/long_text.ipynb #78de06a1
@@ -84,7 +86,7 @@ def read_long(
     inputs = np.concatenate([[split.end_id], targets[:-1]])
     x, y = (torch.from_numpy(row).unfold(0, length, context) for row in (inputs, targets))
     nats = torch.empty(texts, length)
-    with torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         for start in tqdm(range(0, texts, batch_size), desc="long texts", unit="batch", delay=2, leave=False):
             rows, cache = slice(start, start + batch_size), new_cache(model.config)
             for begin in range(0, length, piece):
@@ -121,10 +123,9 @@ def continue_long(
 ) -> Tensor:  # (texts, new_tokens)
     "Sample a fixed number of tokens behind every prompt."
     prompts = prompts.to(model.device)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    settings = {"max_new_tokens": new_tokens, "pad_token_id": end_id, "suppress_tokens": [end_id],
+                "do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    with only_settings(model, **settings), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        ids = model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, pad_token_id=end_id,
-            suppress_tokens=[end_id], do_sample=True, temperature=temperature, top_p=top_p, top_k=0,
-        )
+        ids = model.generate(prompts, attention_mask=torch.ones_like(prompts))
     return ids[:, prompts.shape[1] :].cpu()

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.config import InputError
+from ..core.evaluation_mode import evaluation_mode
 from ..models.output_head import token_logprobs
 
 # %% ../../nbs/40_evaluation/perplexity.ipynb #532a167a
@@ -70,22 +71,17 @@ def token_nats(
     if batch_size is None:  # what fits into a CPU's cache, or fills a GPU
         batch_size = max(1, (1024 if device.type == "cpu" else 32768) // width)
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast:
-            starts = range(0, len(spans), batch_size)
-            for i in tqdm(starts, desc="perplexity", unit="batch", delay=2, mininterval=1, leave=False):
-                batch = spans[i : i + batch_size]
-                x, y = np.full((2, len(batch), width), first, dtype=np.int64)
-                scored = np.zeros((len(batch), width), dtype=bool)
-                for row, (start, fresh, end) in enumerate(batch):
-                    x[row, : end - start], y[row, : end - start] = inputs[start:end], targets[start:end]
-                    scored[row, fresh - start : end - start] = True
-                x, y, scored = (torch.from_numpy(a).to(device) for a in (x, y, scored))
-                nats[batch[0][1] : batch[-1][2]] = -token_logprobs(model, x, y, scored).cpu().numpy()
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), torch.inference_mode(), autocast:
+        starts = range(0, len(spans), batch_size)
+        for i in tqdm(starts, desc="perplexity", unit="batch", delay=2, mininterval=1, leave=False):
+            batch = spans[i : i + batch_size]
+            x, y = np.full((2, len(batch), width), first, dtype=np.int64)
+            scored = np.zeros((len(batch), width), dtype=bool)
+            for row, (start, fresh, end) in enumerate(batch):
+                x[row, : end - start], y[row, : end - start] = inputs[start:end], targets[start:end]
+                scored[row, fresh - start : end - start] = True
+            x, y, scored = (torch.from_numpy(a).to(device) for a in (x, y, scored))
+            nats[batch[0][1] : batch[-1][2]] = -token_logprobs(model, x, y, scored).cpu().numpy()
     return nats
 
 # %% ../../nbs/40_evaluation/perplexity.ipynb #52e969ae

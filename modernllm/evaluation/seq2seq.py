@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..core.evaluation_mode import evaluation_mode
 from ..core.runs import Run
 from ..core.telemetry import Telemetry
 from ..data.corpus import documents
@@ -33,6 +34,7 @@ from modernllm.data.tasks import (
     shared_tokenizer,
 )
 from ..data.tokenizers import tokenizer_hash
+from ..models.generation import only_settings
 from ..training.callbacks import Callback, ProgressBar
 from ..training.config import TrainConfig
 from ..training.objectives import IGNORE, Seq2Seq
@@ -52,20 +54,18 @@ def score_pairs(
     batch_size: int = 64,
 ) -> dict[str, float]:  # loss (nats a target token), token_accuracy, exact_match
     "How well a model predicts the targets of a split."
-    was_training = model.training
-    model.eval()
     nats = tokens = right = exact = 0
     for chosen in _in_order(pairs, batch_size):
         batch = collate([pairs.sources[k] for k in chosen], [pairs.targets[k] for k in chosen])
         batch = {name: value.to(model.device) for name, value in batch.items()}
         labels = batch.pop("labels")
         shifted = model.prepare_decoder_input_ids_from_labels(labels)
-        logits = model(**batch, decoder_input_ids=shifted, use_cache=False).logits.float()
+        with evaluation_mode(model):
+            logits = model(**batch, decoder_input_ids=shifted, use_cache=False).logits.float()
         nats += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum").item()
         hit, counted = logits.argmax(-1) == labels, labels != IGNORE
         tokens, right = tokens + counted.sum().item(), right + (hit & counted).sum().item()
         exact += (hit | ~counted).all(1).sum().item()
-    model.train(was_training)
     return {"loss": nats / tokens, "token_accuracy": right / tokens, "exact_match": exact / len(pairs)}
 
 
@@ -77,15 +77,12 @@ def greedy_answers(
     batch_size: int = 64,
 ) -> list[list[int]]:  # without start and end
     "What the model says, by its own cached `generate`."
-    model.eval()
     answers = []
     for start in range(0, len(sources), batch_size):
         rows = sources[start : start + batch_size]
         batch = {name: value.to(model.device) for name, value in collate(rows, [[END]] * len(rows)).items()}
-        said = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=max_new_tokens,
-            do_sample=False, num_beams=1, eos_token_id=END, pad_token_id=PAD,
-        )
+        with only_settings(model, max_new_tokens=max_new_tokens, eos_token_id=END, pad_token_id=PAD):
+            said = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         for row in said[:, 1:].tolist():
             answers.append(row[: row.index(END)] if END in row else row)
     return answers

@@ -21,6 +21,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from ..core.config import RunFailed
+from ..core.evaluation_mode import evaluation_mode
 from ..core.seeding import deterministic, seed_everything, step_seed
 from ..core.telemetry import Telemetry
 from . import checkpoint as checkpoints
@@ -240,10 +241,8 @@ class Trainer:
             return
         start = time.perf_counter()
         self._call("eval_start")
-        self.module.eval()
-        with torch.no_grad(), gathered(self.inner):
+        with evaluation_mode(self.module), torch.no_grad(), gathered(self.inner):
             values = of_the_first({name: float(value) for name, value in self.evaluate(self.model).items()})
-        self.module.train()
         if not math.isfinite(values.get("loss", math.nan)):
             raise RunFailed(f"the evaluation at step {self.step} gave no finite loss: {values}")
         row = {"step": self.step, "tokens": self.tokens, **values}

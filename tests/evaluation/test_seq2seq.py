@@ -1,5 +1,7 @@
 """Fine-tuning: one function for any encoder-decoder model, resumed bit for bit, scored in two ways that agree."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
@@ -67,3 +69,19 @@ def test_a_killed_tuning_goes_on_bit_for_bit(tasks, tmp_path):
     assert again.curve()[1][-1] == whole.curve()[1][-1]
     for a, b in zip(whole.model.parameters(), again.model.parameters()):
         assert torch.equal(a, b)
+
+
+def test_measurements_give_the_model_back_module_by_module(tasks):
+    model = t5().train()
+    model.encoder.eval()
+    modes = [module.training for module in model.modules()]
+    sources = tasks.test.sources[:4]
+    expected = greedy_answers(model, sources, 6)
+    model.generation_config.update(repetition_penalty=9.0, num_beams=3, no_repeat_ngram_size=1)
+    assert greedy_answers(model, sources, 6) == expected
+    with patch.object(model, "forward", side_effect=KeyboardInterrupt):
+        for measure in (lambda: greedy_answers(model, sources, 6), lambda: score_pairs(model, tasks.test)):
+            with pytest.raises(KeyboardInterrupt):
+                measure()
+    assert [module.training for module in model.modules()] == modes
+    assert model.generation_config.num_beams == 3

@@ -1,14 +1,22 @@
 "Our loop behind `generate` against that of `transformers`: the same tokens, and who does what."
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize, prune
+from transformers import ContinuousBatchingConfig, GenerationConfig, GenerationMixin, LogitsProcessor
+from transformers.generation.streamers import BaseStreamer
 
+from modernllm.core.config import InputError
+from modernllm.data.tokenizers import SMALLEST, train_bpe
 from modernllm.models import decoding, transformer
 from modernllm.models.config import ModernLLMConfig
+from modernllm.models.feedforward import SwiGLU
 from modernllm.models.transformer import ModernDecoderLM
 
 MODELS = {
@@ -30,6 +38,9 @@ WAYS = {
                     "eos_token_id": 7},
     "processors": {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 5,
                    "eos_token_id": 7},
+    "several end tokens": {"do_sample": False, "eos_token_id": [7, 30, 41], "min_new_tokens": 2},
+    "several continuations": {"do_sample": True, "num_return_sequences": 3, "eos_token_id": [7, 30]},
+    "prompt in pieces": {"do_sample": False, "prefill_chunk_size": 4},
 }
 
 
@@ -49,6 +60,128 @@ def prompts(padding=(0, 4, 1)):
     for row, length in enumerate(padding):
         mask[row, :length] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+class Odd(LogitsProcessor):
+    "Only tokens with odd ids."
+
+    def __call__(self, input_ids, scores):
+        return scores.masked_fill(torch.arange(scores.shape[1]) % 2 == 0, -torch.inf)
+
+
+class Received(BaseStreamer):
+    def __init__(self):
+        self.tokens = []
+
+    def put(self, value):
+        self.tokens.append(value)
+
+    def end(self):
+        pass
+
+
+class Halved(torch.Tensor):
+    "A weight that is stored doubled, as quantised weights are stored otherwise: products know, reading does not."
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(args[0], args[1] / 2)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+class Rounded(nn.Linear):
+    "What a layer of this package may become: it multiplies with other numbers than it stores."
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.sign() * self.weight.abs().mean())
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+class Prepared(ModernDecoderLM):
+    calls = 0
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        self.calls += 1
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        return inputs | {"position_ids": inputs["position_ids"] * 2}
+
+
+def replaced(model, **attributes):
+    "The first down projection becomes a module of another class of this package."
+    old, kind = model.model.layers[0].mlp.down_proj, type("BitLinear", (Rounded,), attributes)
+    new = kind(old.in_features, old.out_features, bias=False).eval()
+    new.weight = old.weight
+    model.model.layers[0].mlp.down_proj = new
+
+
+def subclassed(model):
+    projection = model.model.layers[0].self_attn.o_proj
+    projection.weight = nn.Parameter(torch.Tensor._make_subclass(Halved, projection.weight.data), requires_grad=False)
+    assert type(projection.weight) is Halved
+
+
+def pruned(model):
+    "One layer's feed-forward network gets narrower than the configuration says."
+    mlp = model.model.layers[0].mlp
+    for matrix in (mlp.gate_proj, mlp.up_proj):
+        matrix.weight = nn.Parameter(matrix.weight[:40].detach())
+    mlp.down_proj.weight = nn.Parameter(mlp.down_proj.weight[:, :40].detach())
+
+
+def reordered(model):
+    model.model.layers = nn.ModuleList(reversed(model.model.layers))
+
+
+def prepared_in_place(model):
+    def prepare(*args, **kwargs):
+        inputs = GenerationMixin.prepare_inputs_for_generation(model, *args, **kwargs)
+        return inputs | {"position_ids": inputs["position_ids"] * 2}
+
+    model.prepare_inputs_for_generation = prepare
+
+
+def forward_in_place(model):
+    mlp = model.model.layers[1].mlp
+    mlp.forward = lambda x: -SwiGLU.forward(mlp, x)
+
+
+def bias_added(model):
+    model.model.layers[0].self_attn.v_proj.bias = nn.Parameter(torch.linspace(-2, 2, 32))
+
+
+def hooked(kind):
+    def change(model):
+        register = getattr(model.model.layers[0].self_attn.q_proj, f"register_forward_{kind}")
+        register((lambda _, x: (x[0] * 2,)) if kind == "pre_hook" else (lambda _, x, out: out * 2))
+
+    return change
+
+
+CHANGES = {  # each of these changes what the model computes
+    "forward hook": hooked("hook"),
+    "forward pre-hook": hooked("pre_hook"),
+    "subclass of Linear": lambda m: replaced(m, __module__="modernllm.models.feedforward"),
+    "subclass that calls itself Linear": lambda m: replaced(m, __module__="torch.nn.modules.linear", __qualname__="Linear"),
+    "tensor subclass": subclassed,
+    "parametrised weight": lambda m: parametrize.register_parametrization(m.model.layers[0].mlp.up_proj, "weight", Doubled()),
+    "pruned weights": lambda m: prune.l1_unstructured(m.model.layers[0].mlp.up_proj, "weight", 0.5),
+    "bias": bias_added,
+    "forward of an instance": forward_in_place,
+    "preparation of an instance": prepared_in_place,
+    "narrower layer": pruned,
+    "other epsilon": lambda m: setattr(m.model.layers[0].post_attention_layernorm, "eps", 9.0),
+}
+ADAPTERS = {
+    "LoRA": LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
+    "prompt tuning": PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+    "prefix tuning": PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+}
 
 
 def generate(model, seed=0, **how):
@@ -123,31 +256,118 @@ def test_what_it_does_not_do_is_done_by_transformers():
         generate(model.train(), **inputs, do_sample=False)
 
 
-def test_foreign_modules_hooks_and_other_types_are_asked_at_every_step():
-    model, inputs, seen = build(), prompts(), []
+def by_transformers(model, **how):
+    "Generate as asked for, and in a way that only the other loop knows: no step of ours is allowed, and no difference."
+    with steps() as begun, patch.object(transformer, "decode", side_effect=AssertionError):
+        plain = generate(model, **how)
+        whole = generate(model, **how, return_dict_in_generate=True).sequences
+    assert sum(begun.values()) == 0 and torch.equal(plain, whole)
+    return plain
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_model_is_left_to_transformers(change):
+    model, inputs = build(), prompts()
+    before = generate(model, **inputs, do_sample=False)
+    change(model)
+    assert not torch.equal(by_transformers(model, **inputs, do_sample=False), before)
+
+
+@pytest.mark.parametrize("config", ADAPTERS.values(), ids=ADAPTERS)
+def test_adapters_are_left_to_transformers(config):
+    model, inputs = build(), prompts()
+    before = generate(model, **inputs, do_sample=False)
+    adapted = get_peft_model(model, config).eval()
+    for name, weight in adapted.named_parameters():
+        if "prompt_encoder" in name:
+            nn.init.normal_(weight)
+    if config.peft_type == "PREFIX_TUNING":  # without padding: the attention mask is dropped, the prefix is there nevertheless
+        inputs = prompts((0, 0, 0))
+        before = generate(model, **inputs, do_sample=False)
+    ours = by_transformers(adapted, **inputs, do_sample=False)
+    assert not torch.equal(ours, before)
+    if config.peft_type == "LORA":
+        merged = adapted.merge_and_unload()
+        with steps() as begun:
+            assert torch.equal(generate(merged, **inputs, do_sample=False), ours)
+    else:
+        with steps() as begun:
+            assert torch.equal(generate(adapted.get_base_model(), **inputs, do_sample=False), before)
+    assert begun == {"FastStep": 1, "ModelStep": 0}
+
+
+def test_classes_and_places_that_are_not_as_built():
+    inputs = prompts()
+    own = build()
+    model = Prepared(own.config).eval()
+    model.load_state_dict(own.state_dict())
+    assert not torch.equal(by_transformers(model, **inputs, do_sample=False), generate(own, **inputs, do_sample=False))
+    assert model.calls == 2 * 20
+    reordered(own)
+    assert not decoding.is_plain(own, transformer.OWN_PARTS)
+    for change in (lambda m: m.model.layers[0].train(), lambda m: setattr(m.model.embed_tokens, "max_norm", 0.5)):
+        own = build()
+        change(own)
+        assert not decoding.is_plain(own, transformer.OWN_PARTS)
+    with patch.object(SwiGLU, "forward", lambda self, x: -self.down_proj(x[..., :1].expand(-1, -1, 96))):
+        assert not decoding.is_plain(build(), transformer.OWN_PARTS)
+    handle = register_module_forward_hook(lambda *_: None)
+    try:
+        assert not decoding.is_plain(build(), transformer.OWN_PARTS)
+    finally:
+        handle.remove()
+    assert decoding.is_plain(build(), transformer.OWN_PARTS)
+
+
+def test_inputs_that_are_not_known_and_streamers_are_left_to_transformers():
+    model, inputs, streamer = build(), prompts((0,)), Received()
     plain = generate(model, **inputs, do_sample=False)
-    hook = model.model.norm.register_forward_hook(lambda *_: seen.append(1))
+    assert torch.equal(by_transformers(model, **inputs, do_sample=False, output_attentions=True), plain)
     with steps() as begun:
-        assert torch.equal(generate(model, **inputs, do_sample=False), plain)
-    assert begun == {"FastStep": 0, "ModelStep": 1} and len(seen) == 20
-    hook.remove()
-    with torch.autocast("cpu", torch.bfloat16), steps() as begun:
-        generate(model, **inputs, do_sample=False)
-    assert begun["ModelStep"] == 1
-    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")).eval()
-    with steps() as begun:
-        ours = generate(adapted, **inputs, do_sample=False)
-    assert begun["ModelStep"] == 1 and not torch.equal(ours, plain)
-    with theirs():
-        assert torch.equal(ours, generate(adapted, **inputs, do_sample=False))
-    merged = adapted.merge_and_unload()
-    with steps() as begun:
-        assert torch.equal(generate(merged, **inputs, do_sample=False), ours)
-    assert begun["FastStep"] == 1
-    narrow = build().bfloat16()
-    with steps() as begun:
-        generate(narrow, **inputs, do_sample=False)
-    assert begun["ModelStep"] == 1
+        assert torch.equal(generate(model, **inputs, do_sample=False, streamer=streamer), plain)
+    assert sum(begun.values()) == 0 and torch.cat([t.flatten() for t in streamer.tokens]).tolist() == plain[0].tolist()
+
+
+def test_processors_and_stop_strings_of_the_caller():
+    tokenizer = train_bpe(["some text"], vocab_size=SMALLEST)
+    torch.manual_seed(0)
+    fields = dict(vocab_size=SMALLEST, hidden_size=32, num_hidden_layers=2, initializer_range=0.3)
+    model, ids = ModernDecoderLM(ModernLLMConfig(**fields)).eval(), torch.tensor([tokenizer("some")["input_ids"]])
+    free = generate(model, input_ids=ids, do_sample=False)
+    new = free[0, ids.shape[1] :].tolist()
+    stop = tokenizer.decode(next(token for i, token in enumerate(new) if i > 2 and token not in new[:i] and token < 128))
+    for how in ({"logits_processor": [Odd()]}, {"stop_strings": [stop], "tokenizer": tokenizer}):
+        with steps() as begun:
+            ours = generate(model, input_ids=ids, do_sample=False, **how)
+        assert begun["FastStep"] == 1 and not torch.equal(ours, free)
+        assert torch.equal(ours, generate(model, input_ids=ids, do_sample=False, return_dict_in_generate=True, **how).sequences)
+
+
+def test_other_numbers_are_asked_of_the_model_at_every_step():
+    for model, around in ((build(), torch.autocast("cpu", torch.bfloat16)), (build().bfloat16(), nullcontext())):
+        with around, steps() as begun:
+            ours = generate(model, **prompts(), do_sample=False)
+        with around, theirs():
+            assert begun == {"FastStep": 0, "ModelStep": 1} and torch.equal(ours, generate(model, **prompts(), do_sample=False))
+
+
+@pytest.mark.parametrize("name", ["windows, sinks, norms", "experts"])
+def test_continuous_batching(name):
+    model, rows = build(**MODELS[name]), [[3, 4, 5], [7, 8, 9, 10, 11, 12, 13, 14, 15], [1]]
+    how = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=59, pad_token_id=0)
+    small = ContinuousBatchingConfig(page_size=8, num_blocks=16, max_batch_tokens=32)
+    out = model.generate_batch(inputs=rows, generation_config=how, continuous_batching_config=small)
+    alone = [model.generate(torch.tensor([row]), generation_config=how)[0, len(row) :].tolist() for row in rows]
+    assert [(row.generated_tokens, row.error) for row in out.values()] == [(tokens, None) for tokens in alone]
+
+
+def test_continuous_batching_refused():
+    with pytest.raises(InputError, match="cache_window: given 12"):
+        build(**MODELS["rolling"]).generate_batch(inputs=[[1, 2]])
+    model = build()
+    model.config._attn_implementation = "eager"
+    with pytest.raises(InputError, match="attn_implementation: given 'eager'"):
+        model.generate_batch(inputs=[[1, 2]])
 
 
 def test_changed_weights_are_seen_and_results_can_be_used_in_training():

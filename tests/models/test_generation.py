@@ -1,7 +1,10 @@
 "Text from prompts: repeatable, independent of the batch, and strict about its arguments."
 
+from unittest.mock import patch
+
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from modernllm.core.config import InputError
 from modernllm.data.tokenizers import SMALLEST, train_bpe
@@ -36,6 +39,46 @@ def test_global_state_is_left_alone(model, tokenizer):
     torch.manual_seed(5)
     generate_text(model, tokenizer, ["a"], max_new_tokens=3)
     assert torch.equal(torch.rand(1), expected) and model.training
+
+
+def test_everything_is_given_back_after_an_exception(model, tokenizer):
+    model.train()
+    model.model.layers[0].eval()
+    settings, random = model.generation_config, torch.get_rng_state()
+    with patch.object(type(model), "_sample", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        generate_text(model, tokenizer, ["a"], max_new_tokens=3)
+    assert model.training and model.model.layers[1].training and not model.model.layers[0].mlp.training
+    assert model.generation_config is settings and torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("held", [
+    {"repetition_penalty": 5.0}, {"num_beams": 3}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(100, 200))},
+    {"min_new_tokens": 12}, {"do_sample": True, "temperature": 3.0}, {"num_return_sequences": 2, "do_sample": True},
+    {"max_length": 5}, {"min_p": 0.9, "top_k": 1}, {"return_dict_in_generate": True},
+])  # fmt: skip
+def test_the_arguments_alone_decide(model, tokenizer, held):
+    model.generation_config = GenerationConfig()
+    asked = lambda: [generate_text(model, tokenizer, ["abc", "d"], max_new_tokens=15, temperature=t, seed=1) for t in (0, 1.0)]
+    expected = asked()
+    model.generation_config = GenerationConfig(**held)
+    try:
+        assert asked() == expected
+    finally:
+        model.generation_config = GenerationConfig()
+
+
+def test_all_end_tokens_count(model, tokenizer):
+    (text,) = generate_text(model, tokenizer, ["abc"], max_new_tokens=15, temperature=0)
+    ids = model.generate(torch.tensor([tokenizer("abc")["input_ids"]]), max_new_tokens=15, do_sample=False, pad_token_id=0)[0, 3:]
+    place = next(i for i in range(2, 15) if ids[i] not in ids[:i])
+    for holder in (model.config, model.generation_config):
+        holder.eos_token_id = [tokenizer.eos_token_id, int(ids[place])]
+        try:
+            (cut,) = generate_text(model, tokenizer, ["abc"], max_new_tokens=15, temperature=0)
+        finally:
+            holder.eos_token_id = None
+        assert cut == tokenizer.decode(ids[:place]) != text
+    assert generate_text(model, tokenizer, ["abc"], max_new_tokens=15, temperature=0) == [text]
 
 
 def test_a_prompt_does_not_depend_on_its_neighbours(model, tokenizer):
