@@ -50,14 +50,16 @@ def pages(
 def symbols(
     source: str, # code of an exported cell
 ) -> list[str]: # public names it defines
-    "Functions, classes and upper-case constants of a cell."
+    "Functions, classes and assigned names of a cell, those of tuples, chains and annotations too."
     names = []
     for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.append(node.name)
-        elif isinstance(node, ast.Assign):
-            names += [t.id for t in node.targets if isinstance(t, ast.Name) and t.id.isupper()]
-    return [name for name in names if not name.startswith("_")]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [part.id for target in targets for part in ast.walk(target)
+                      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+    return [name for name in dict.fromkeys(names) if not name.startswith("_")]
 
 # %% ../../nbs/60_reporting/docs.ipynb #c8452294
 def prepared(
@@ -201,10 +203,10 @@ def build(
     site = settings().root / "nbs" / "site"
     template = string.Template((site / "page.html").read_text(encoding="utf-8"))
     found = pages(nbs)
-    notebooks, names = {}, {}
+    notebooks, own, names = {}, {}, {}
     for page in found:
-        notebooks[page], own = prepared(page) if page.url != "index.html" else (front(page), {})
-        names |= {name: where for name, where in own.items() if name not in names}
+        notebooks[page], own[page] = prepared(page) if page.url != "index.html" else (front(page), {})
+        names = own[page] | names  # of two pages that define a name the first is meant, but on the second
     fresh = out.with_name(f".{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -212,7 +214,7 @@ def build(
     def write(page: Page) -> tuple[str, list[dict]]:
         up = "../" * page.url.count("/")
         code, toc, body = pandoc(notebooks[page], page.notebook.parent, fresh / "media" / page.url.removesuffix(".html"))
-        body = linked(body.replace(f"{fresh}/", up), page, names, up, blob)
+        body = linked(body.replace(f"{fresh}/", up), page, names | own[page], up, blob)
         text = template.substitute(title=html.escape(page.title), up=up, nav=navigation(found, page, up), toc=toc, body=body)
         atomic_write(fresh / page.url, text)
         return code, entries(body, page)

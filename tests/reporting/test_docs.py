@@ -1,3 +1,4 @@
+import ast
 import json
 import re
 import shutil
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modernllm.core.config import InputError
-from modernllm.reporting.docs import build
+from modernllm.reporting.docs import build, pages, prepared, symbols
 from modernllm.reporting.readme import first_lines
 
 ROOT = Path(__file__).parents[2]
@@ -67,3 +68,40 @@ def test_a_notebook_without_a_title_is_named(tmp_path):
     path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": "no title"}]}))
     with pytest.raises(InputError, match="x.ipynb"):
         first_lines(path)
+
+
+def test_every_public_name_has_an_anchor():
+    "What a module's notebook exports is what its page can be asked for."
+    found = 0
+    for page in pages(ROOT / "nbs"):
+        module = ROOT / "modernllm" / page.group / f"{page.notebook.stem}.py"
+        if page.group and module.is_file():
+            public = next(ast.literal_eval(node.value) for node in ast.parse(module.read_text(encoding="utf-8")).body
+                          if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
+            _, names = prepared(page)
+            assert set(names) == set(public), page.url
+            assert all(where == f"{page.url}#{name}" for name, where in names.items())
+            found += len(public)
+    assert found > 500
+
+
+@pytest.mark.parametrize("source, names", [
+    ("A, B = 1, 2", ["A", "B"]), ("a = b = 1", ["a", "b"]), ("[a, (b, *c)] = x", ["a", "b", "c"]), ("a: int = 1", ["a"]),
+    ("x.y = z[0] = _a = 1", []), ("async def f(): pass", ["f"]), ("a = 1\na = 2", ["a"]),
+])
+def test_names_that_a_cell_defines(source, names):
+    assert symbols(source) == names
+
+
+def test_a_name_of_two_pages_is_that_of_its_own(tmp_path):
+    folder = tmp_path / "nbs/00_core"
+    for name in ("one", "two"):
+        cells = [f"# {name}\n> It.", f"#| default_exp core.{name}", "#| export\nFIRST, LAST = 1, 2", "`LAST` is last."]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.ipynb").write_text(json.dumps({"metadata": {}, "nbformat": 4, "nbformat_minor": 5, "cells": [
+            {"cell_type": "code" if text.startswith("#|") else "markdown", "metadata": {}, "source": text, "outputs": [],
+             "execution_count": None} for text in cells]}))
+    (tmp_path / "nbs/site").mkdir()
+    build(tmp_path / "site", tmp_path / "nbs")
+    assert {"FIRST", "LAST"} <= anchors(tmp_path / "site/00_core/two.html")
+    assert "one.html#LAST" not in (tmp_path / "site/00_core/two.html").read_text(encoding="utf-8")
