@@ -12,7 +12,7 @@ _EXPORTS = {
     "metrics_table": "tables",
     "cost_table": "tables",
     "settings_table": "tables",
-    "spread": "tables",
+    "spread": "text",
     "style": "figures",
     "save": "figures",
     "loss_curves": "figures",

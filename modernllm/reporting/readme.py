@@ -9,11 +9,13 @@ __all__ = ['MOST_NAMED', 'first_lines', 'tree', 'answer', 'questions', 'executed
 import json
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from ..core.config import InputError, atomic_write, settings
 from ..core.plan import load_plan, studies
-from . import tables
 from .results import conclusion, published, rows, summarise
+from .tables import label
+from .text import code, escape, number, prose, spread
 
 # %% ../../nbs/60_reporting/readme.ipynb #0ad1668c
 def first_lines(
@@ -68,12 +70,12 @@ def answer(
     if len(chosen) > MOST_NAMED and (said := conclusion(profile, study)):
         return said + (f" ({note[2:]})" if note else "")
     ends = chosen.sort_values("mean").iloc[[0, -1]] if len(chosen) > MOST_NAMED else chosen
-    values = [f"{tables.escape(row.variant)} {tables.spread(row['mean'], row.sd)}" for _, row in ends.iterrows()]
+    values = [f"{escape(row.variant)} {spread(row['mean'], row.sd)}" for _, row in ends.iterrows()]
     said = ", ".join(values) if ends is chosen else f"{len(chosen)} variants, from {values[0]} to {values[1]}"
     first = ends.iloc[0]
     split = first.split if isinstance(first.split, str) else ""  # some metrics are of no split
-    where = f", {split}" if split else ""
-    return f"{said} ({tables.label(metric, split)}{where}, n = {', '.join(map(str, ends.n))}{note})"
+    what = ", ".join(map(escape, filter(None, [label(metric, split), split])))
+    return f"{said} ({what}, n = {', '.join(map(number, ends.n))}{note})"
 
 
 def questions(
@@ -83,9 +85,10 @@ def questions(
     "Question, study, command and result of every study."
     lines = ["| question | study | command | result |", "|---|---|---|---|"]
     for name in studies():
-        question = " ".join(load_plan(name).question.split())
+        said = answer(name, metrics.get(name), profile)
+        said = re.sub(r"(?<!\\)\|", r"\|", said)  # of a conclusion, which is Markdown of its own
         command = f"`make reproduce PROFILE={profile} STUDY={name}`"
-        lines.append(f"| {question} | [`{name}`](studies/{name}) | {command} | {answer(name, metrics.get(name), profile)} |")
+        lines.append(f"| {prose(load_plan(name).question)} | [{code(name)}](studies/{quote(name)}) | {command} | {said} |")
     return "\n".join(lines)
 
 # %% ../../nbs/60_reporting/readme.ipynb #946c187d

@@ -180,4 +180,4 @@ def conclusion(
 ) -> str | None:  # None: the study's summary has not been made, or concludes nothing
     "The first sentence of what a study's summary concludes."
     path = _verdict(profile, study)
-    return re.split(r"(?<=\.)\s", path.read_text(encoding="utf-8"))[0] if path.exists() else None
+    return " ".join(re.split(r"(?<=\.)\s", path.read_text(encoding="utf-8"))[0].split()) if path.exists() else None

@@ -17,7 +17,7 @@ from ..core.plan import load_plan, studies
 from ..core.records import Record
 from .figures import SMOKE_NOTE, by_variant
 from .results import conclusion, leader, published, rows, short_commit, summarise
-from .tables import escape, number, plain, share, spread
+from .text import escape, number, plain, prose, share, spread
 
 # %% ../../nbs/60_reporting/variables.ipynb #7f984214
 def key(
@@ -81,9 +81,9 @@ def of_study(
     means = summary.groupby("metric", sort=False)["mean"]
     over = {"lowest": means.min(), "highest": means.max(), "total": means.sum()}
     values = {
-        "data": data_read(records), "commit": " ".join(sorted({short_commit(record) for record in records})),
-        "command": records[0].command, "runs": number(len(records)),
-        "best": {key(metric): variant for metric, (variant, _) in leaders.items()},
+        "data": data_read(records), "commit": escape(" ".join(sorted({short_commit(record) for record in records}))),
+        "command": escape(records[0].command), "runs": number(len(records)),
+        "best": {key(metric): escape(variant) for metric, (variant, _) in leaders.items()},
         "lead": {key(metric): share(distance) for metric, (_, distance) in leaders.items()},
         **({"verdict": said} if (said := conclusion(records[0].profile, records[0].study)) else {}),
         **{name: {key(metric): number(float(value)) for metric, value in found.items()} for name, found in over.items()},
@@ -104,12 +104,12 @@ def collect(
     for record in records:
         groups.setdefault(record.study, []).append(record)
     values = {"profile": profile, "notice": notice(records, profile),
-              "commits": " ".join(sorted({short_commit(record) for record in records})) or "none"}
+              "commits": escape(" ".join(sorted({short_commit(record) for record in records}))) or "none"}
     for study in dict.fromkeys([*studies(), *groups]):
         if study in values:
             raise InputError(f"study '{study}': the name is needed by the report; rename it")
         plan = load_plan(study) if study in studies() else None
-        values[key(study)] = {"title": plan.title, "question": " ".join(plan.question.split())} if plan else {}
+        values[key(study)] = {"title": prose(plan.title), "question": prose(plan.question)} if plan else {}
         if any(record.status == "finished" for record in groups.get(study, [])):
             values[key(study)] |= of_study(groups[study])
     return values

@@ -1,69 +1,13 @@
 import json
-import math
-import re
 import subprocess
 
 import pandas as pd
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from modernllm.core.records import Record
 from modernllm.reporting.results import example_records, rows, summarise
 from modernllm.reporting.tables import (
-    cost_table, escape, headline, mark, markdown, metrics_table, name_parts, number, plain, samples, settings_table,
-    shorten, spread,
+    cost_table, headline, mark, markdown, metrics_table, name_parts, samples, settings_table, shorten,
 )
-
-
-def value_of(text):
-    return float(text.replace(",", "").replace("−", "-").replace(" × 10^", "e").rstrip("^"))
-
-
-@given(st.floats(1e-3, 1e6), st.floats(1e-6, 1e3))
-def test_a_spread_is_shown_to_a_sensible_digit(mean, sd):
-    left, right = map(value_of, spread(mean, sd).split(" ± "))
-    decimals = len(spread(mean, sd).partition(" ± ")[0].partition(".")[2])
-    assert decimals == len(spread(mean, sd).partition(" ± ")[2].partition(".")[2])
-    assert abs(left - mean) <= 0.5000001 * 10**-decimals and abs(right - sd) <= 0.5000001 * 10**-decimals
-
-
-@given(st.floats(-1e8, 1e8).filter(lambda x: abs(x) > 1e-12))
-def test_a_number_keeps_four_digits(value):
-    assert math.isclose(value_of(number(value)), value, rel_tol=6e-4)
-
-
-@pytest.mark.parametrize("mean, sd, text", [
-    (98.6, math.nan, "98.60"), (98.6, None, "98.60"), (1234.56, 120.0, "1,235 ± 120"), (0.001234, 0.00056, "0.0012 ± 0.0006"),
-    (2.0, 0.0, "2"), (104.317, 0.096, "104.32 ± 0.10"), (0.0971018, 1.7e-17, "0.09710"), (0.0, 0.0, "0"),
-])
-def test_examples_of_spread(mean, sd, text):
-    assert spread(mean, sd) == text
-
-
-@pytest.mark.parametrize("value, text", [
-    (3e-4, "0.0003"), (1e-7, "1e-07"), (True, "yes"), (None, "–"), (24_000_000, "24,000,000"), ("bf16", "bf16"),
-])
-def test_what_was_chosen_is_not_rounded(value, text):
-    assert plain(value) == text
-
-
-def pandoc_text(markdown_text):
-    import pypandoc
-
-    done = subprocess.run([pypandoc.get_pandoc_path(), "-f", "markdown", "-t", "plain", "--wrap=none"],
-                          input=markdown_text, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def test_escaped_text_is_shown_exactly():
-    text = "*a* _b_ `c` [d](e) {{< var f >}} <g> @h #i $j$ k~l m^n | o\\ \"p\" 'q' -- r... 1. s @-@ :t: \u00e9"
-    assert pandoc_text("x " + escape(text)) == "x " + text
-
-
-@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30))
-def test_escape_leaves_no_shortcode(text):
-    assert "{{<" not in escape(text) and not re.search(r"(?<!\\)[@$<]", escape(text))
 
 
 def test_metric_names_are_taken_apart():
