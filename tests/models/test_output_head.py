@@ -100,8 +100,10 @@ ADAPTERS = {
     "lora on the head": peft.LoraConfig(**CAUSAL, target_modules=["lm_head"], init_lora_weights=False),
     "lora on all": peft.LoraConfig(**CAUSAL, target_modules="all-linear", init_lora_weights=False),
     "dora": peft.LoraConfig(**CAUSAL, use_dora=True, target_modules=["v_proj"], init_lora_weights=False),
-    "head trained": peft.LoraConfig(**CAUSAL, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False),
-    "tokens trained": peft.LoraConfig(**CAUSAL, target_modules=["q_proj"], trainable_token_indices=[5, 7], init_lora_weights=False),
+    "head trained": peft.LoraConfig(**CAUSAL, target_modules=["q_proj"], modules_to_save=["lm_head"],
+                                    init_lora_weights=False),
+    "tokens trained": peft.LoraConfig(**CAUSAL, target_modules=["q_proj"], trainable_token_indices=[5, 7],
+                                      init_lora_weights=False),
     "ia3": peft.IA3Config(**CAUSAL, target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"],
                           init_ia3_weights=False),
     "oft": peft.OFTConfig(**CAUSAL, target_modules=["q_proj"], oft_block_size=8, init_weights=False),
@@ -118,7 +120,7 @@ def test_adapters_count_in_loss_and_perplexity(base, adapter):
     torch.manual_seed(1)
     model = peft.get_peft_model(tiny(base), copy.deepcopy(ADAPTERS[adapter])).eval()
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for p in model.parameters():
             if p.requires_grad:
                 p.add_(torch.randn_like(p) * 0.1)
         plain = of_logits(tiny(base))

@@ -32,7 +32,7 @@ OTHERS = {
 
 def _configs(known: type):
     "Small configurations of a class, made in several ways: each class accepts another one."
-    for more in [{}, *OTHERS.get(known.model_type, HYBRID)]:
+    for more in OTHERS.get(known.model_type, [{}, *HYBRID]):
         fields = {**SMALL, **more}
         with contextlib.suppress(Exception):
             defaults = known()
@@ -72,9 +72,9 @@ def tiny_model(
 
 
 NOT_SMALL = set("""
-    axk1 bailing_hybrid bamba blt cohere_compass_text dbrx dots1 dots3_note emu3 fuyu gemma3 gemma3n gemma3n_text gemma4 gemma4_assistant
-    gemma4_text gemma4_unified gemma4_unified_assistant git got_ocr2 granitemoehybrid kimi_linear lfm2_moe llama4 longcat_flash
-    mimo_v2_flash mllama moss_transcribe_diarize musicgen musicgen_melody phi4_multimodal qwen3_5 qwen3_5_moe qwen4_exp qwen4_exp_text
-    reformer roc_bert xmod zamba2
+    axk1 bailing_hybrid bamba blt cohere_compass_text dbrx dots1 dots3_note emu3 fuyu gemma3 gemma3n gemma3n_text
+    gemma4 gemma4_assistant gemma4_text gemma4_unified gemma4_unified_assistant git got_ocr2 granitemoehybrid
+    kimi_linear lfm2_moe llama4 longcat_flash mimo_v2_flash mllama moss_transcribe_diarize musicgen musicgen_melody
+    phi4_multimodal qwen3_5 qwen3_5_moe qwen4_exp qwen4_exp_text reformer roc_bert xmod zamba2
 """.split())  # want images, sound, further packages, or settings of their own that fit together
 KINDS = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - NOT_SMALL)
