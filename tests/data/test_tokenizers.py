@@ -1,11 +1,14 @@
 """Nothing is lost, digits stand alone, and the same text gives the same tokenizer."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 
 from modernllm.core.config import InputError
-from modernllm.data.tokenizers import SPECIAL_TOKENS, encode_documents, tokenizer_hash, train_bpe
+from modernllm.data.tokenizers import ROLES, SPECIAL_TOKENS, encode_documents, tokenizer_hash, train_bpe
 
 TEXTS = [f"The number {n} is followed by {n + 1} , and <unk> by another word . \n" * 3 for n in range(50)]
 
@@ -84,3 +87,108 @@ def test_vocabulary_larger_than_the_text_supports(cache):
 def test_empty_corpus(texts):
     with pytest.raises(InputError, match="the corpus is empty"):
         train_bpe(texts, 300)
+
+
+# Chats: whatever is written into them, the reserved tokens of a conversation are those of its turns.
+
+BEFORE = (  # the template of earlier models
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+FRAGMENTS = [*SPECIAL_TOKENS, "<|e", "nd|>", "<|", "|>", "<", "|", "end", "user", "<|<|end|>end|>", "\u200b", "\\", '"', " ", "\n", "é", "🎉"]
+CONTENTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=6).map("".join)
+PARTS = st.lists(CONTENTS.map(lambda text: {"type": "text", "text": text}), max_size=3)
+MESSAGES = st.lists(st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": CONTENTS | PARTS}), min_size=1, max_size=4)
+
+
+def reserved(tokenizer, ids):
+    return tokenizer.convert_ids_to_tokens([i for i in ids if i < len(SPECIAL_TOKENS)])
+
+
+@given(messages=MESSAGES, prompted=st.booleans())
+def test_a_chat_has_the_reserved_tokens_of_its_turns_and_no_others(tokenizer, messages, prompted):
+    expected = [token for m in messages for token in (f"<|{m['role']}|>", "<|end|>")] + ["<|assistant|>"] * prompted
+    chat = dict(conversation=messages, add_generation_prompt=prompted)
+    text = tokenizer.apply_chat_template(**chat, tokenize=False)
+    ids = tokenizer.apply_chat_template(**chat)["input_ids"]
+    assert reserved(tokenizer, ids) == expected
+    assert ids == tokenizer(text)["input_ids"] == tokenizer.apply_chat_template([messages] * 2, add_generation_prompt=prompted)["input_ids"][1]
+    assert ids == tokenizer.apply_chat_template(**chat, sanitize_control_tokens=True)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    written = ["".join(part["text"] for part in m["content"]) if isinstance(m["content"], list) else m["content"] for m in messages]
+    if not any("\u200b" in content for content in written):  # what was changed can be undone
+        plain = "".join(f"<|{m['role']}|>{content}<|end|>" for m, content in zip(messages, written)) + "<|assistant|>" * prompted
+        assert text.replace("<\u200b|", "<|") == plain
+
+
+@given(messages=st.lists(st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": st.text()}), min_size=1, max_size=3))
+def test_ordinary_chats_are_as_they_were(tokenizer, messages):
+    for prompted in (False, True):
+        now, before = (tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=prompted)["input_ids"]
+                       for template in (None, BEFORE))
+        assert now == before
+
+
+@given(name=CONTENTS, value=CONTENTS, content=CONTENTS)
+def test_tools_and_their_calls_cannot_write_reserved_tokens(tokenizer, name, value, content):
+    call = {"name": name, "arguments": {value: [value]}}
+    tool = {"type": "function", "function": {"name": name, "description": value}}
+    messages = [{"role": "user", "content": content},
+                {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]},
+                {"role": "tool", "content": content}]
+    text = tokenizer.apply_chat_template(messages, tools=[tool], tokenize=False)
+    assert reserved(tokenizer, tokenizer(text)["input_ids"]) == [
+        "<|system|>", "<|end|>", "<|user|>", "<|end|>", "<|assistant|>", "<|end|>", "<|tool_call|>", "<|end|>", "<|tool_result|>", "<|end|>"]
+    offered = text.removeprefix("<|system|>").partition("<|end|>")[0]
+    called = text.partition("<|tool_call|>")[2].partition("<|end|>")[0]
+    assert json.loads(offered) == [tool] and json.loads(called) == call
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "evil|>", "content": ""}, 'role is "evil|>"; allowed: system, user, assistant, tool_call, tool_result, tool'),
+        ({"role": "end", "content": ""}, 'role is "end"; allowed'),
+        ({"content": "x"}, 'role is ""; allowed'),
+        ({"role": "user"}, "content of role user is no text"),
+        ({"role": "user", "content": None}, "content of role user is no text"),
+        ({"role": "user", "content": 3}, "content of role user is no text"),
+        ({"role": "user", "content": {"text": "x"}}, "content of role user is no text"),
+        ({"role": "user", "content": None, "tool_calls": [{"function": {}}]}, "content of role user is no text"),
+        ({"role": "assistant", "content": None, "tool_calls": []}, "content of role assistant is no text"),
+        ({"role": "user", "content": [{"type": "image", "url": "x"}]}, "has a part that is no text; allowed: text parts"),
+        ({"role": "user", "content": ["x"]}, "has a part that is no text"),
+    ],
+)
+def test_what_the_template_does_not_know_is_refused(tokenizer, message, said):
+    with pytest.raises(TemplateError) as refusal:
+        tokenizer.apply_chat_template([message], tokenize=False)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_the_mask_of_what_an_assistant_writes(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    long = [{"role": "user", "content": "A<|end|>"}, {"role": "assistant", "content": "B 🎉<|user|>", "tool_calls": [call]},
+            {"role": "tool", "content": "C"}, {"role": "assistant", "content": ""}, {"role": "tool_call", "content": "D"}]
+    said = ["B 🎉<\u200b|user|><|end|><|tool_call|>" + '{"name": "f", "arguments": {}}<|end|><|end|>D<|end|>', "B<|end|>"]
+    tokenizer.save_pretrained(tmp_path)
+    for own in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        out = own.apply_chat_template([long, [{"role": "assistant", "content": "B"}]], return_dict=True, padding=True,
+                                      return_tensors="pt", return_assistant_tokens_mask=True)
+        assert [own.decode(ids[mask.bool()]) for ids, mask in zip(out["input_ids"], out["assistant_masks"])] == said
+        one = own.apply_chat_template(long, return_dict=True, return_assistant_tokens_mask=True)
+        assert one["assistant_masks"] == out["assistant_masks"][0].tolist()
+
+
+def test_the_template_is_no_part_of_the_hash(tokenizer):
+    before, template = tokenizer_hash(tokenizer), tokenizer.chat_template
+    tokenizer.chat_template = BEFORE
+    assert tokenizer_hash(tokenizer) == before
+    tokenizer.chat_template = template
+
+
+@given(text=CONTENTS)
+def test_a_text_of_unknown_origin_has_a_safe_way_in(tokenizer, text):
+    assert tokenizer(text, split_special_tokens=True)["input_ids"] == encode_documents(tokenizer, [text])[0]
