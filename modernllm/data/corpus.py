@@ -267,6 +267,16 @@ class LMBatches:
     def __len__(self) -> int:
         return self.batches_per_epoch
 
+    def __iter__(self):
+        "The batches of the first epoch."
+        return (self[i] for i in range(len(self)))
+
+    def identity(self) -> dict:
+        "What the batches depend on."
+        split = {name: getattr(self.split, name) for name in ("name", "split", "fingerprint", "n_tokens", "vocab_size")}
+        return split | {"block_size": self.block_size, "batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle,
+                        "separate_documents": self.separate_documents}
+
     def _epoch_order(self, epoch: int):
         "Documents in this epoch's order, where each ends in the row, and the order of the blocks."
         starts = self.split.document_starts

@@ -67,10 +67,17 @@ class SpanBatches:
             targets.append(target)
         return sources, targets
 
+    __iter__ = None  # there is no last batch
+
     def __getitem__(self, i: int) -> dict:
         if i < 0:
             raise IndexError(f"batch {i}: batches are counted from 0")
         return collate(*self.rows(i))
+
+    def identity(self) -> dict:
+        "What the batches depend on."
+        return {"split": self.split.split, "fingerprint": self.split.fingerprint, "block_size": self.block_size,
+                "batch_size": self.batch_size, "sentinels": self.sentinels, "seed": self.seed, "prefix": self.prefix}
 
     def pairs(self, batches: int) -> Pairs:
         "The first batches as fixed pairs, to evaluate on."

@@ -203,6 +203,15 @@ class Seq2SeqBatches:
     def __len__(self) -> int:
         return self.batches_per_epoch
 
+    def identity(self) -> dict:
+        "What the batches depend on."
+        return {"name": self.pairs.name, "split": self.pairs.split, "fingerprint": self.pairs.fingerprint,
+                "pairs": len(self.pairs), "batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle}
+
+    def __iter__(self):
+        "The batches of the first epoch."
+        return (self[i] for i in range(len(self)))
+
     def __getitem__(self, i: int) -> dict:
         "Batch number `i`, counted over all epochs; in training order no epoch ends with a smaller one."
         if i < 0:

@@ -52,6 +52,8 @@ class ZipfBatches:
         self.weights, self.shape = 1 / (torch.arange(vocab_size) + 1.0), (batch_size, context)
         self.tokens_per_batch = batch_size * context
 
+    __iter__ = None  # there is no last batch
+
     def __getitem__(self, i: int) -> dict:
         rows, columns = self.shape
         generator = torch.Generator().manual_seed(i)

@@ -79,6 +79,8 @@ class TaskBatches:
         self.task, self.batch_size, self.seed = task, batch_size, seed
         self.pool = [i for i in task.symbols if symbols is None or i < symbols]
 
+    __iter__ = None  # there is no last batch
+
     def __getitem__(self, i: int) -> dict:
         if i < 0:
             raise IndexError(f"batch {i}: batches are counted from 0")

@@ -40,6 +40,8 @@ class Substituted:
         changed = rng.sample(symbols, round(share * len(symbols)))
         self.symbols, self.image = symbols, dict(zip(changed, rng.sample(symbols, len(changed))))
 
+    __iter__ = None  # there is no last batch
+
     def __getitem__(self, i: int) -> dict:
         if i < 0:
             raise IndexError(f"batch {i}: batches are counted from 0")

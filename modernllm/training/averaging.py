@@ -75,6 +75,9 @@ class EMA(AveragedWeights):
     def average(self, live):
         return self.weights or live
 
+    def identity(self):
+        return {"decay": self.decay}
+
     def state_dict(self):
         return {"n": self.n}
 
@@ -100,6 +103,9 @@ class LastAverage(AveragedWeights):
         if min(k, every) < 1:
             raise InputError(f"LastAverage: k and every must be at least 1, not {k} and {every}")
         self.k, self.every, self.snapshots = k, every, []
+
+    def identity(self):
+        return {"k": self.k, "every": self.every}
 
     def updated(self, trainer):
         if trainer.step % self.every == 0:

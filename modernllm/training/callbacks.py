@@ -57,6 +57,10 @@ class Callback:
     def load_tensors(self, tensors: dict) -> None:
         "Take up what `tensors` gave."
 
+    def identity(self) -> dict:
+        "JSON values that must be the same when a training goes on; asked for where there is a memory."
+        return {}
+
 # %% ../../nbs/30_training/callbacks.ipynb #238cfa7e
 class ProgressBar(Callback):
     "A bar on stderr, once the training has taken two seconds."

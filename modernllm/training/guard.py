@@ -28,6 +28,9 @@ class SpikeGuard(Callback):
         self.sigmas, self.recent, self.window, self.limit = sigmas, recent, window, limit
         self.losses: list[float] = []
 
+    def identity(self):
+        return {"sigmas": self.sigmas, "recent": self.recent, "window": self.window, "limit": self.limit}
+
     def fit_start(self, trainer):
         if not trainer.folder:
             raise InputError("SpikeGuard: needs a Trainer with a folder: there is nothing to go back to without checkpoints")

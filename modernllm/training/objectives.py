@@ -38,6 +38,10 @@ class Objective(nn.Module):
         "Operations of a training step on such a batch for each item of its weight; None: not known."
         return None
 
+    def identity(self) -> dict:
+        "Settings that decide the result, as JSON values; a training does not go on with others."
+        return {}
+
     def train(self, mode: bool = True):
         "Training mode for what is trained; a frozen part, such as a teacher, stays in evaluation mode."
         super().train(mode)
@@ -61,6 +65,9 @@ class LanguageModelling(Objective):
             raise InputError("LanguageModelling: label_smoothing is in [0, 1) and z_loss is not negative; "
                              f"given: {label_smoothing} and {z_loss}")
         self.extras = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+
+    def identity(self):
+        return self.extras
 
     def loss(self, model, batch):
         batch = dict(batch)

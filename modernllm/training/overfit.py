@@ -28,6 +28,12 @@ class FirstBatches:
     ):
         self.batches, self.count = batches, count
 
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        return (self[i] for i in range(self.count))
+
     def __getitem__(self, i: int) -> dict:
         return self.batches[i % self.count]
 

@@ -11,9 +11,10 @@ import warnings
 
 from ..core.config import InputError, RunFailed
 from . import checkpoint as checkpoints
+from . import identity as identities
 from .checkpoint import Checkpoint
 from .config import differences
-from .parallel import check_alike, gather, put_optimizer
+from .parallel import check_alike, gather, of_the_first, put_optimizer
 
 # %% ../../nbs/30_training/resume.ipynb #6396a3c9
 PLAIN = ("step", "tokens", "stopped", "best", "history", "window")
@@ -25,7 +26,11 @@ def state_of(
     "All that a Trainer needs to go on from here. All processes must call it; what the first one gets is whole."
     state = {name: getattr(trainer, name) for name in PLAIN}
     state |= {"skips": trainer.skips, "config": trainer.config.to_dict(), "processes": trainer.accelerator.num_processes,
-              "callbacks": [callback.state_dict() for callback in trainer.callbacks]}
+              "callbacks": [callback.state_dict() for callback in trainer.callbacks],
+              "memories": identities.memories(trainer.callbacks), "identity": trainer.identity}
+    if trainer.last_batch:
+        index, batch = trainer.last_batch
+        state["last_batch"] = [index, identities.batch_digest(batch)]
     tensors = {f"{place}.{name}": tensor for place, callback in enumerate(trainer.callbacks)
                for name, tensor in callback.tensors().items()}
     parts = gather([checkpoints.trained_tensors(trainer.inner), trainer.optimizer.state_dict(), tensors],
@@ -34,11 +39,18 @@ def state_of(
 
 
 def put_callbacks(trainer, found: Checkpoint) -> None:
-    "Give the callbacks back what they remembered. They are told apart by their place in the list."
-    for place, (callback, memory) in enumerate(zip(trainer.callbacks, found.state["callbacks"])):
-        callback.load_state_dict(memory)
-        start = f"{place}."
+    "Give the callbacks back what they remembered."
+    for place, match in _places(trainer, found).items():
+        callback = trainer.callbacks[place]
+        callback.load_state_dict(found.state["callbacks"][match])
+        start = f"{match}."
         callback.load_tensors({name.removeprefix(start): t for name, t in found.tensors.items() if name.startswith(start)})
+
+
+def _places(trainer, found: Checkpoint) -> dict[int, int]:
+    if "memories" in found.state:
+        return identities.places(trainer.callbacks, found.state["memories"])
+    return {place: place for place in range(min(len(trainer.callbacks), len(found.state["callbacks"])))}  # of earlier versions
 
 
 def put_state(trainer, found: Checkpoint) -> None:
@@ -60,9 +72,23 @@ def resume(trainer) -> None:
     other = differences(trainer.config, found.state["config"], *processes)
     if other:
         raise InputError(f"{trainer.folder} holds checkpoints of a training with other settings: {other}")
+    other = identities.differences(trainer.identity, found.state.get("identity", {}))
+    other = other or of_the_first(_other_batch(trainer, found) if trainer.accelerator.is_main_process else "")
+    if other:
+        raise InputError(f"{trainer.folder} holds checkpoints of another training: {other}")
+    try:
+        _places(trainer, found)
+    except InputError as error:
+        raise InputError(f"{trainer.folder} holds checkpoints of another training: {error}") from None
     put_state(trainer, found)
     trainer.skips = found.state.get("skips", [])
     trainer._event("resume", step=trainer.step)
+
+
+def _other_batch(trainer, found: Checkpoint) -> str:  # "" when it is the same
+    index, digest = found.state.get("last_batch", (None, None))
+    same = index is None or identities.batch_digest(trainer._batch(index)) == digest
+    return "" if same else f"batches: batch {index} is another one here"
 
 
 def load_best(trainer) -> dict:

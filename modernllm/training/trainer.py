@@ -28,6 +28,7 @@ from . import checkpoint as checkpoints
 from .allocator import keep_freed_memory
 from .callbacks import Callback, EarlyStop, ProgressBar
 from .config import TrainConfig, used_trackers, uses_bfloat16
+from .identity import of_training
 from .interrupt import Deferred
 from .muon import muon
 from .objectives import LossOutput, Objective
@@ -86,6 +87,7 @@ class Trainer:
         self.accelerator = connect(log_with=self.trackers or None, project_dir=folder)
         keep_freed_memory()
         self.given = TrainStep(model, objective, uses_bfloat16(config.precision, self.accelerator.device))
+        self.identity = of_training(self.given, batches, evaluate)  # of the training, for its checkpoints
         self.inner = shared_out(self.given, config.sharding, self.accelerator.device)  # without the wrapper of several processes
         self.model = self.inner.model
         make = partial(muon, bf16=self.inner.bf16) if config.optimizer == "muon" else adamw
@@ -99,6 +101,7 @@ class Trainer:
         self.wanted: tuple | None = None  # what `rewind` was called with
         self.history = {"train": [], "eval": []}
         self.window: dict[str, float] = {}  # sums since the last row of the history
+        self.last_batch: tuple | None = None  # its number and contents
         self.unread: list[tuple] = []  # steps whose numbers are still on the device
 
     def stop(self, reason: str) -> None:
@@ -190,7 +193,8 @@ class Trainer:
 
     def _batch(self, index: int) -> dict:
         try:
-            return self.batches[index]
+            self.last_batch = index, self.batches[index]
+            return self.last_batch[1]
         except IndexError:
             raise RunFailed(f"batches end before batch {index}, which step {self.step + 1} needs") from None
 

@@ -1,9 +1,11 @@
 """Packed tokens and batches: counts, bounds, epochs that cover everything, batches that depend on (seed, i) alone."""
 
+import ast
 import errno
 import json
 import os
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,10 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import modernllm
 from modernllm.core.config import InputError, RunFailed
 from modernllm.data import corpus as module
 from modernllm.data.corpus import LMBatches, TokenSplit, documents, load_corpus
 from modernllm.data.sources import Loaded
+from modernllm.data.spans import SpanBatches
+from modernllm.data.tasks import Pairs, Seq2SeqBatches
 
 
 def split_from(lengths, vocab_size=1000, dtype=np.uint16):
@@ -252,3 +257,26 @@ def test_large_vocabularies_take_four_bytes(tmp_path, monkeypatch):
     module._pack(tmp_path / "wide", ["a", "b"], Wide())
     assert np.load(tmp_path / "wide/tokens.npy").tolist() == [1, 2**16, 1, 2**16]
     assert json.loads((tmp_path / "wide/counts.json").read_text()) == {"n_bytes": 2, "n_words": 2, "n_line_ends": 0}
+
+
+def test_iteration_ends_after_one_epoch_and_what_has_no_end_says_so():
+    "`__getitem__` alone makes a class iterable, and one that answers every index never ends."
+    split = split_from([30, 20])
+    for shuffle in (False, True):
+        batches = LMBatches(split, block_size=8, batch_size=2, shuffle=shuffle)
+        epoch = list(batches)
+        assert len(epoch) == len(batches) == 4
+        assert all(torch.equal(batch["targets"], batches[i]["targets"]) for i, batch in enumerate(epoch))
+    pairs = Seq2SeqBatches(Pairs("x", "train", [[5, 1]] * 5, [[6, 1]] * 5), batch_size=2)
+    assert len(list(pairs)) == len(pairs) == 3
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(SpanBatches(split, block_size=8, batch_size=2, sentinels=(2, 3)))
+
+
+def test_every_class_with_items_says_how_it_is_iterated():
+    for path in Path(modernllm.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                names = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+                names |= {t.id for n in node.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+                assert "__getitem__" not in names or "__iter__" in names, f"{path.name}: {node.name}"

@@ -220,7 +220,8 @@ def test_early_stop_and_resume_of_it(tmp_path):
     count = iter(losses)
     result = make(tmp_path, evaluate=lambda model: {"loss": next(count)}, eval_every=4, early_stop_patience=2).fit()
     assert (result.stopped, result.steps) == ("early_stop", 16)
-    assert make(tmp_path, eval_every=4, early_stop_patience=2).fit().stopped == "early_stop"
+    again = make(tmp_path, evaluate=lambda model: {"loss": next(count)}, eval_every=4, early_stop_patience=2)
+    assert again.fit().stopped == "early_stop"
 
 
 def test_kill_rule():
