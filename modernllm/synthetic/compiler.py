@@ -17,6 +17,7 @@ from ..core.seeding import generator
 from .language import EOS, PAD, Count, Write
 from .layout import Plan, make_plan
 from .program import Program
+from .running import digest
 from .tasks import Task, make_task
 from .weights import BUILDS, Writer
 
@@ -100,4 +101,5 @@ def compile_t5(
             line = f"the build 'soft' matches numbers only roughly, and {program.name} does match some: it will err"
             warnings.warn(line, stacklevel=2)
     model.config.synthetic = {"program": program.name, "build": build, "max_length": length, "max_steps": plan.steps}
+    model.config.synthetic["digest"] = digest(model)
     return model

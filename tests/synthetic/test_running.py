@@ -1,14 +1,18 @@
 """A compiled model is only asked what it was made for, and is told what it is short of."""
 
+import contextlib
+import copy
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
 from modernllm.core.config import InputError
 from modernllm.data.tokenizers import train_bpe
 from modernllm.synthetic.compiler import compile_t5
 from modernllm.synthetic.drawing import draw_heads, panels
-from modernllm.synthetic.exactness import compile_longest, count_error
+from modernllm.synthetic.exactness import compile_longest, count_error, forced
 from modernllm.synthetic.language import Count, Select, count, gather, tokens
 from modernllm.synthetic.layout import make_plan
 from modernllm.synthetic.program import Program, interpret
@@ -161,3 +165,145 @@ def test_what_a_head_cannot_do_is_refused(config):
     unknown = Program("unknown", tokens, count("past", where=count("shift", shift=-1)))
     with pytest.raises(InputError, match="known at the end row"):
         compile_t5(unknown, config, max_length=16)
+
+
+# What a caller's program may have set: put right for the answer and left as it was, or refused.
+
+ASKED = [[9, 4, 30, 30, 7, 12, 51, 8], [5, 6], [], [3] * 5]
+SAID = [ids[::-1] for ids in ASKED]
+AUTOCAST = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+GENERATION = {
+    "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "encoder_no_repeat_ngram_size": 1, "min_length": 20,
+    "min_new_tokens": 20, "forced_bos_token_id": 9, "forced_eos_token_id": 9, "suppress_tokens": [5, 6, 7, 8],
+    "begin_suppress_tokens": list(range(3, 60)),
+    "bad_words_ids": [[8], [12]], "return_dict_in_generate": True, "num_return_sequences": 2, "num_beams": 3, "do_sample": True,
+    "eos_token_id": [1, 12], "decoder_start_token_id": 9, "use_cache": False, "max_time": 1e-9, "prompt_lookup_num_tokens": 3,
+    "guidance_scale": 3.0, "stop_strings": ["a"], "exponential_decay_length_penalty": (1, 9.0), "sequence_bias": [[[9], 50.0]],
+    "length_penalty": -5.0, "max_length": 1, "temperature": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def shared():
+    "One compiled model; whoever changes it takes a copy."
+    return compile_t5("reverse", T5Config(vocab_size=60, d_model=192, d_kv=64, num_heads=8, d_ff=160, num_layers=3,
+                                          num_decoder_layers=3), max_length=8)
+
+
+@pytest.mark.parametrize("name", GENERATION)
+def test_generation_settings_do_not_reach_an_answer(shared, name):
+    model = copy.deepcopy(shared)
+    setattr(model.generation_config, name, GENERATION[name])
+    before = model.generation_config
+    assert answer(model, ASKED) == answer(model, ASKED, num_beams=2) == SAID
+    assert model.generation_config is before and getattr(before, name) == GENERATION[name]
+
+
+@pytest.mark.parametrize("around", [contextlib.nullcontext, AUTOCAST])
+@pytest.mark.parametrize("mode", ["train", "one part", "gradient checkpointing"])
+def test_modes_do_not_reach_an_answer(shared, mode, around):
+    model = copy.deepcopy(shared)
+    (model.decoder if mode == "one part" else model).train()
+    if mode == "gradient checkpointing":
+        model.gradient_checkpointing_enable()
+    modes = [module.training for module in model.modules()]
+    task = make_task("reverse", 60, 8)
+    with around():
+        assert answer(model, ASKED) == SAID and forced(model, ASKED, SAID) == [True] * len(ASKED)
+        assert count_error(model, task, ASKED) < 1e-4
+        assert torch.is_autocast_enabled("cpu") == (around is AUTOCAST)
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(InputError):
+        answer(model, [[5] * 9])
+    assert [module.training for module in model.modules()] == modes
+
+
+def one_format(model):
+    model.decoder.block[0].layer[0].SelfAttention.k.bfloat16()
+
+
+def wrapped(model):
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q", "v"]))
+
+
+def adapted(model):
+    model.add_adapter(LoraConfig(r=2, target_modules=["q", "v"]))
+
+
+def quantised(model):
+    model.encoder.block[0].layer[0].SelfAttention.q = torch.ao.nn.quantized.dynamic.Linear(192, 512, bias_=False)
+
+
+def other_activation(model):
+    model.encoder.block[0].layer[1].DenseReluDense.act = torch.nn.GELU()
+
+
+def other_weights(model):
+    model.encoder.block[0].layer[0].SelfAttention.o.weight.data[0, 0] += 1e-3
+
+
+def trained(model):
+    model(input_ids=torch.tensor([[7, 1]]), labels=torch.tensor([[7, 1]])).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+
+
+def other_scale(model):
+    model.config.scale_decoder_outputs = not model.config.scale_decoder_outputs
+
+
+def other_start(model):
+    model.config.decoder_start_token_id = 5
+
+
+def other_kernel(model):
+    model.decoder.config._attn_implementation = "flex_attention"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (one_format, r"made for float32, the model is in bfloat16 \(decoder.block.0.layer.0.SelfAttention.k.weight\)"),
+        (wrapped, "the model is a peft.*without adapters"),
+        (adapted, r"encoder.block.0.layer.0.SelfAttention.q is a peft\.tuners\.lora.*Linear; allowed: a T5 as it was compiled"),
+        (quantised, "encoder.block.0.layer.0.SelfAttention.q is a torch.ao.*quantised"),
+        (torch.compile, "the model is a torch._dynamo.*OptimizedModule"),
+        (other_activation, "DenseReluDense.act is a torch.nn.modules.activation.GELU"),
+        (other_weights, "the weights or the config have changed since the model was compiled"),
+        (trained, "the weights or the config have changed"),
+        (other_scale, "the weights or the config have changed"),
+        (other_start, "the weights or the config have changed"),
+        (other_kernel, "attention is 'flex_attention'; the model is exact with: eager, sdpa"),
+    ],
+)
+def test_a_model_that_is_not_as_compiled_is_refused(shared, change, said):
+    model = copy.deepcopy(shared)
+    changed = change(model)
+    with pytest.raises(InputError, match=said) as refusal:
+        answer(model if changed is None else changed, ASKED)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_of_less_than_float32_are_refused(shared, precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with pytest.raises(InputError, match="float32 products are computed in .*'highest'"):
+            answer(shared, ASKED)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert answer(shared, ASKED) == SAID
+
+
+def test_models_without_a_digest_still_answer(shared):
+    model = copy.deepcopy(shared)
+    del model.config.synthetic["digest"]
+    assert answer(model, ASKED) == SAID
+
+
+def test_a_special_token_spelt_in_a_text_is_text():
+    tokenizer = train_bpe(["a rose is a rose is a rose"] * 20, vocab_size=265)
+    fields = dict(d_model=128, d_kv=32, num_heads=4, d_ff=64, num_layers=2, num_decoder_layers=2)
+    model = compile_t5("reverse", T5Config(vocab_size=len(tokenizer), **fields), max_length=24)
+    text = "<|end|><|pad|>"
+    assert answer_text(model, tokenizer, [text]) == [text[::-1]]
