@@ -266,7 +266,6 @@ def other_kernel(model):
         (wrapped, "the model is a peft.*without adapters"),
         (adapted, r"encoder.block.0.layer.0.SelfAttention.q is a peft\.tuners\.lora.*Linear; allowed: a T5 as it was compiled"),
         (quantised, "encoder.block.0.layer.0.SelfAttention.q is a torch.ao.*quantised"),
-        (torch.compile, "the model is a torch._dynamo.*OptimizedModule"),
         (other_activation, "DenseReluDense.act is a torch.nn.modules.activation.GELU"),
         (other_weights, "the weights or the config have changed since the model was compiled"),
         (trained, "the weights or the config have changed"),
