@@ -9,7 +9,6 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 from test_resume import Crash
 from test_trainer import Counter, make
-from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 from workers import ShuffledBatches, TinyObjective, weights_hash
 
@@ -20,7 +19,7 @@ from modernllm.training.averaging import EMA
 from modernllm.training.callbacks import ProgressBar
 from modernllm.training.config import TrainConfig
 from modernllm.training.guard import SpikeGuard
-from modernllm.training.objectives import LanguageModelling, LossOutput, Objective
+from modernllm.training.objectives import LanguageModelling
 from modernllm.training.trainer import Trainer
 
 
@@ -174,16 +173,6 @@ def test_checkpoints_without_this_knowledge_go_on(tmp_path):
 # Adapters of peft
 
 
-class OfLogits(Objective):
-    "Next token by the logits of whatever wraps the model; a prompt's own places are cut off."
-
-    def loss(self, model, batch):
-        targets = batch["targets"]
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, -targets.shape[1]:]
-        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-        return LossOutput(total, (targets != -100).sum())
-
-
 ADAPTERS = {
     "lora": lambda: LoraConfig(task_type=TaskType.CAUSAL_LM, r=2, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]),
     "prompt": lambda: PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3),
@@ -201,14 +190,14 @@ def adapted(name, seed=0, **changes):
 
 def loss_of(model):
     batch = LMBatches(split(), block_size=8, batch_size=2)[3]
-    out = OfLogits().loss(model, batch)
+    out = LanguageModelling().loss(model, batch)
     return {"loss": out.total / out.weight}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_resume_bit_for_bit(tmp_path, name):
     def trainer(folder, callbacks=(), **given):
-        return language(folder, adapted(name, **given), OfLogits(), callbacks=[EMA(0.9), *callbacks], evaluate=loss_of)
+        return language(folder, adapted(name, **given), LanguageModelling(), callbacks=[EMA(0.9), *callbacks], evaluate=loss_of)
 
     alone = trainer(tmp_path / "alone")
     whole = alone.fit()
@@ -228,12 +217,13 @@ def test_adapters_resume_bit_for_bit(tmp_path, name):
 
 def test_an_adapter_does_not_go_on_upon_another_base(tmp_path):
     with pytest.raises(KeyError):
-        language(tmp_path, adapted("lora"), OfLogits(), callbacks=[Crash(4)]).fit()
+        language(tmp_path, adapted("lora"), LanguageModelling(), callbacks=[Crash(4)]).fit()
     other = adapted("lora")
     with torch.no_grad():
         other.get_base_model().lm_head.weight.mul_(2)
-    refused(tmp_path, language(tmp_path, other, OfLogits()), "model: digest of frozen weights is")
+    refused(tmp_path, language(tmp_path, other, LanguageModelling()), "model: digest of frozen weights is")
     other = adapted("lora")
     other.peft_config["default"].lora_alpha = 99
-    refused(tmp_path, language(tmp_path, other, OfLogits()), "model: default.lora_alpha is 99 here and 8 there")
-    refused(tmp_path, language(tmp_path, adapted("prompt"), OfLogits()), "default.peft_type is PROMPT_TUNING here and LORA there")
+    refused(tmp_path, language(tmp_path, other, LanguageModelling()), "model: default.lora_alpha is 99 here and 8 there")
+    other = language(tmp_path, adapted("prompt"), LanguageModelling())
+    refused(tmp_path, other, "default.peft_type is PROMPT_TUNING here and LORA there")
