@@ -120,6 +120,7 @@ MODEL = click.argument("model", type=click.Path(exists=True, file_okay=False))
     "modernllm evaluate runs/train/1a2b3c4d",
     "modernllm evaluate runs/train/1a2b3c4d --split test --stride 64    a sliding window: slower, lower",
     "modernllm evaluate MODEL --data wikitext2                           text that it was not trained on",
+    "modernllm evaluate MODEL --convention lm-eval                       as lm-evaluation-harness reads it",
 ))
 @MODEL
 @click.option("--data", help="Which data set.  [default: the one it was trained on]")
@@ -127,7 +128,9 @@ MODEL = click.argument("model", type=click.Path(exists=True, file_okay=False))
 @click.option("--context", type=click.IntRange(1), help="Tokens a window holds.  [default: the model's]")
 @click.option("--stride", type=click.IntRange(1), help="Tokens a window moves.  [default: the context]")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Windows at a time.")
-def evaluate(model, data, split, context, stride, batch_size):
+@click.option("--convention", type=click.Choice(["card", "lm-eval"]), default="card", show_default=True,
+              help="card: one stream, every quotient. lm-eval: each document alone, as lm-evaluation-harness reads it.")
+def evaluate(model, data, split, context, stride, batch_size, convention):
     "Print the perplexity card of a saved model: each quotient with what it was divided by."
     from modernllm.cli.recipe import load_model
     from modernllm.core.config import check_name
@@ -136,13 +139,21 @@ def evaluate(model, data, split, context, stride, batch_size):
         check_name("data set", data, CATALOGUE)
         check_name(f"split of {data}", split, CATALOGUE[data].splits)
     loaded, tokenizer, recipe = load_model(model)
-    from modernllm.data.corpus import load_corpus
+    from modernllm.data.corpus import documents, load_corpus
+    from modernllm.data.sources import load
     from modernllm.evaluation.perplexity import perplexity_card
+    from modernllm.evaluation.rolling import rolling_perplexity
     name = data or recipe.get("data", "embedded_docs")
     limit = recipe.get("limit_documents") if name == recipe.get("data", "embedded_docs") else None
-    corpus = load_corpus(name, tokenizer=tokenizer, limit_documents=limit)
     context = context or loaded.config.max_position_embeddings
-    card = perplexity_card(loaded, corpus.split(split), context=context, stride=stride, batch_size=batch_size)
+    if convention == "lm-eval":
+        if stride:
+            raise click.UsageError("--stride goes with --convention card; lm-eval's windows do not overlap")
+        texts = documents(load(name, split))[:limit]
+        card = rolling_perplexity(loaded, tokenizer, texts, context=context, batch_size=batch_size)
+    else:
+        corpus = load_corpus(name, tokenizer=tokenizer, limit_documents=limit)
+        card = perplexity_card(loaded, corpus.split(split), context=context, stride=stride, batch_size=batch_size)
     for quantity, value, unit, count in card.rows():
         click.echo(f"{quantity:16} {value:12.4f}   over {count:,} {unit}")
     click.echo(card.conventions())
