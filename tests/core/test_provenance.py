@@ -77,11 +77,88 @@ def notebook(path, *cells, tags=()):
 
 def test_a_notebook_counts_by_its_code(tmp_path):
     one = notebook_hash(notebook(tmp_path / "a.ipynb", "a = 1", "# only words", "print(a)"))
-    assert one == notebook_hash(notebook(tmp_path / "b.ipynb", "a = 1  # one", "%%bash\nls", "print( a )"))
+    assert one == notebook_hash(notebook(tmp_path / "b.ipynb", "a = 1  # one", "print( a )"))
     assert one != notebook_hash(notebook(tmp_path / "c.ipynb", "a = 2", "print(a)"))
     assert one != notebook_hash(notebook(tmp_path / "d.ipynb", "print(a)", "a = 1"))
-    for line in ("%time", "!ls -l", "if a:\n    %matplotlib inline"):
-        notebook_hash(notebook(tmp_path / "e.ipynb", line))
+
+
+LOW = {"lib", "lib.low"}
+
+
+@pytest.mark.parametrize("cell", [
+    "%%time\ny = 1", "%%timeit -n 1\ny = 1", "%%capture out\ny = 1", "%%prun\ny = 1", "%%bash\necho 1", "%%sh\necho 1",
+    "%%writefile a.txt\n1", "%%python\ny = 1", "%%script bash\necho 1", "%%capture\n%time y = 1", "%time y = 1",
+    "%timeit -n 1 y = 1", "%prun f(1)", "x = %time 1", "x = !echo 1", "!echo 1", "!!echo 1", "if a:\n    !echo 1", "%env A=1",
+    "%run other1.py", "%load other1.py", "%matplotlib agg1", "f1?", "?f1", "%pinfo f1", "%%time\n# a comment\ny = 1",
+    "\n\n%%time\ny = 1", "!echo \\\n  1", "for i in x:\n    %time f(1)", "get_ipython().system('echo 1')", "%cd 1",
+])  # fmt: skip
+def test_what_is_given_to_ipython_counts(tmp_path, cell):
+    told = {notebook_hash(notebook(tmp_path / "a.ipynb", "a = 0", text)) for text in (cell, cell.replace("1", "2"), "")}
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("cell, modules", [
+    ("%%time\nfrom lib.low import thing", {"lib", "lib.low", "lib.low.one", "lib.low.two"}),
+    ("%time import lib.low.two", {"lib", "lib.low", "lib.low.two"}),
+    ("%timeit -n 3 import lib.low.two", {"lib", "lib.low", "lib.low.two"}),
+    ("%%capture out\n%time from lib.low import dotted", {"lib", "lib.low", "lib.low.two"}),
+    ("x = !python -c 'from lib.low.two import b'", {"lib", "lib.low", "lib.low.two"}),
+    ("!python -m lib.high.deep -v", LOW | {f"lib.{n}" for n in ("high", "high.eager", "high.deep", "low.one", "low.two")}),
+    ("%load_ext lib.low.two", {"lib", "lib.low", "lib.low.two"}),
+    ("%%time\nx = 1", set()), ("!ls library", set()),
+])  # fmt: skip
+def test_what_magics_import_is_in_the_closure(library, tmp_path, cell, modules):
+    assert set(static_closure(notebook(tmp_path / "run.ipynb", cell))) == modules
+
+
+def test_a_command_of_the_library_can_run_all_of_it(library, tmp_path):
+    assert set(static_closure(notebook(tmp_path / "run.ipynb", "!lib train"))) == provenance._modules_of("lib")
+
+
+@pytest.mark.parametrize("cell", [
+    "import tools", "from tools import x", "%run tools.py", "!python tools.py", "exec(open('tools.py').read())",
+    "%%time\nimport tools", "import package.inner", "import before",
+])  # fmt: skip
+def test_code_beside_the_notebook_counts(library, tmp_path, cell):
+    (tmp_path / "before.py").write_text("import tools")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__init__.py").write_text("")
+    (tmp_path / "package/inner.py").write_text("import tools")
+    (tmp_path / "tools.py").write_text("from lib.low.two import b")
+    (tmp_path / "unnamed.py").write_text("x = 1")
+    start = notebook(tmp_path / "run.ipynb", cell)
+    before = source_hashes(start)
+    assert "tools.py" in before and "lib.low.two" in before and "unnamed.py" not in before
+    (tmp_path / "tools.py").write_text("from lib.low.two import b  # again")
+    assert source_hashes(start) == before
+    (tmp_path / "tools.py").write_text("from lib.low.two import b as c")
+    assert source_problem(start, before) == "changed during the run: tools.py"
+
+
+def test_other_files_beside_the_notebook(tmp_path):
+    start = notebook(tmp_path / "run.ipynb", "%run other.ipynb", "table = read('table.csv')")
+    notebook(tmp_path / "other.ipynb", "import modernllm.core.seeding", "%time y = 1")
+    notebook(tmp_path / "summary.ipynb", "x = 1")
+    (tmp_path / "plan.yaml").write_text("a: 1")
+    (tmp_path / "table.csv").write_text("1")
+    before = source_hashes(start)
+    assert {"other.ipynb", "table.csv", "modernllm.core.seeding"} < set(before) and len(before) == 6
+    (tmp_path / "table.csv").write_text("2")
+    notebook(tmp_path / "other.ipynb", "import modernllm.core.seeding", "%time y = 2")
+    assert source_problem(start, before).endswith("changed during the run: other.ipynb, table.csv")
+    (tmp_path / "other.py").write_text("def")
+    with pytest.raises(InputError, match=r"other\.py: is not Python"):
+        source_hashes(start)
+
+
+def test_names_of_modules_in_texts(library, tmp_path):
+    for cell, modules in {
+        "__import__('lib.low.two')": {"lib", "lib.low", "lib.low.two"},
+        "exec('import lib.low.two')": {"lib", "lib.low", "lib.low.two"},
+        "load('lib.low.two:b')": {"lib", "lib.low", "lib.low.two"},
+        "import_module('.two', 'lib.low')": provenance._modules_of("lib.low") | {"lib"},
+    }.items():
+        assert set(static_closure(notebook(tmp_path / "run.ipynb", cell))) == modules
 
 
 def test_a_broken_notebook_is_one_line(tmp_path):
@@ -115,9 +192,6 @@ def library(tmp_path, monkeypatch):
         path.write_text(text)
     monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "lib")
     return tmp_path / "lib"
-
-
-LOW = {"lib", "lib.low"}
 
 
 @pytest.mark.parametrize("code, modules", [
@@ -174,7 +248,9 @@ import_module("modernllm.core." + "".join(["see", "ding"]))
 print(p.source_problem(start, hashes))
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == "imported outside the closure: modernllm.core.provenance, modernllm.core.seeding"
+    assert told.strip() == (
+        "imported outside the closure: modernllm.core.notebooks, modernllm.core.provenance, modernllm.core.seeding"
+    )
 
 
 def test_the_real_library_is_covered(root):
