@@ -66,7 +66,7 @@ def _in_child():
 
 def _snakemake(
     profile: str,
-    targets: list[str],  # files
+    targets: list[str],  # files, from the profile's folder
     jobs: int,
     threads: int,  # of the widest run
     keep_going: bool,
@@ -79,13 +79,16 @@ def _snakemake(
     if os.environ.get("SNAKEMAKE_PROFILE"):
         limits = ["--jobs", str(jobs)]
     command = [
-        sys.executable, "-m", "snakemake", "--snakefile", str(here.root / "Snakefile"), "--directory", str(here.root), *limits,
-        "--config", f"graph={here.runs / profile / 'graph.json'}", "--rerun-triggers", "mtime",
-        "--rerun-incomplete", "--nolock", "--quiet", "all",
+        sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--directory", str(here.runs / profile), *limits,
+        "--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", "--quiet", "all",
         *(["--keep-going"] if keep_going else []), "--", *targets,
     ]  # fmt: skip
+    # The steps run in other folders, where a relative path means something else.
+    places = {"ROOT": here.root, "DATA": here.data, "RUNS": here.runs, "CACHE": here.cache, "STUDIES": here.studies}
+    places = {f"MODERNLLM_{name}": str(place) for name, place in places.items() if place}
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        command, cwd=here.root, env={**os.environ, **places},
+        stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         pass_fds=(lock.fileno(),), preexec_fn=_in_child,
     )  # fmt: skip
 
@@ -192,7 +195,8 @@ def run(
         steps |= {f"{study}/summary": base / study / "summary.state.json" for study in summaries}
         for path in steps.values():
             path.unlink(missing_ok=True)
-        targets = [str(path.with_name(f".{path.name.removesuffix('.state.json')}.done")) for path in steps.values()]
+        done = [path.with_name(f".{path.name.removesuffix('.state.json')}.done") for path in steps.values()]
+        targets = [path.relative_to(base).as_posix() for path in done]
         threads = max((node["threads"] for node in json.loads((base / "graph.json").read_text())["runs"].values()), default=1)
         progress = _Progress(steps, say)
         with open(base / "snakemake.log", "wb") as log:

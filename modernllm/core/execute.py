@@ -77,11 +77,13 @@ def run_notebook(
     os.environ["MODERNLLM_ROOT"] = str(settings().root)
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # papermill fills parameters into names in braces in a path.
+    read, written = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output))
     # Sockets instead of ports: two kernels that start at once may be given the same port, and others may listen to it.
     with tempfile.TemporaryDirectory(prefix="modernllm-") as sockets, _Interrupts() as interrupts:
         try:
             execute_notebook(
-                notebook, output, parameters=parameters, kernel_name="python3", cwd=notebook.parent,
+                read, written, parameters=parameters, kernel_name="python3", cwd=notebook.parent,
                 progress_bar=False, log_output=False,
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
             )  # fmt: skip

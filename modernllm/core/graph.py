@@ -218,14 +218,14 @@ def prepare(
     runs, edges, plans = collect(studies, profile)
     states, base = _States(plans, edges), settings().runs / profile
     graph = {"runs": {}, "selections": {}, "summaries": {}}
-    done = {name: str(run.folder / ".run.done") for name, run in runs.items()}
+    done = {name: f"{name}/.run.done" for name in runs}
     for name, run in runs.items():
         row = states.look(run)
         if not row.stale:
             republish(run.folder / "metrics.json")
         _write_if_changed(run.folder / "spec.json", states.specs[name])
         _mark(run.folder, "run", not row.stale)
-        selection = [str(base / run.study / ".select.done")] if run.pick else []
+        selection = [f"{run.study}/.select.done"] if run.pick else []
         inputs = [done[other] for other in edges[name]] + selection
         graph["runs"][name] = {"inputs": inputs, "threads": run.threads, "gpus": run.gpus}
     open_selections, open_summaries = [], []

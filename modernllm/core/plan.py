@@ -196,7 +196,7 @@ def load_plan(
     study: str,
 ) -> Plan:
     "The plan of a study, checked against its notebook."
-    check_name("study", study, studies())
+    _check_folder_name("study", check_name("study", study, studies()))
     path = settings().studies / study / "plan.yaml"
     values = load_yaml(path)
     _check_names(path, values)
@@ -206,6 +206,11 @@ def load_plan(
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return plan
+
+
+def _check_folder_name(thing: str, name: str):
+    if not re.fullmatch(r"[\w.=,+-]+", name) or name.startswith("."):
+        raise InputError(f"{thing} name '{name}': allowed are letters, digits and . _ = , + -")
 
 
 def _check_names(path: Path, values):
@@ -229,8 +234,7 @@ def _check(plan: Plan):
         if name != "smoke" and any(source.stand_in for source in profile.data.values()):
             raise InputError(f"profiles.{name}.data: a stand_in is allowed in smoke only")
     for name, variant in [*plan.variants.items(), *every_cell.items()]:
-        if not re.fullmatch(r"[\w.=,+-]+", name) or name.startswith("."):
-            raise InputError(f"variant name '{name}': allowed are letters, digits and . _ = , + -")
+        _check_folder_name("variant", name)
         _check_params(f"variant '{name}'", variant.params, defaults)
         for profile, numbers in variant.profiles.items():
             check_name(f"profile of variant '{name}'", profile, plan.profiles)

@@ -106,6 +106,13 @@ def test_unknown_study_and_profile(study, project):
     assert studies() == [] and "none exist" in refused(load_plan, "tiny")
 
 
+@pytest.mark.parametrize("name", ["a b", "a{x}", "a#b", ".a"])
+def test_a_study_with_a_name_that_cannot_be_a_folder_of_runs(study, project, name):
+    study()
+    (project / "nbs/studies/tiny").rename(project / f"nbs/studies/{name}")
+    assert f"study name '{name}': allowed are letters" in refused(load_plan, name)
+
+
 def test_a_plan_above_its_budget_is_refused(study):
     message = refused(study, "cpu_hours: 0.1", "cpu_hours: 0.001", "cpu")
     assert "budget.cpu_hours" in message and "16 runs" in message and "0.018" in message

@@ -67,7 +67,10 @@ class Project:
 
 @pytest.fixture
 def copy(tmp_path, root):
-    return Project(tmp_path, root)
+    "In a folder whose name means something to shells, to Snakemake (a wildcard, a fragment) and to YAML."
+    folder = tmp_path / "it's #1, {x} [é] %s $HOME*? &"
+    folder.mkdir()
+    return Project(folder, root)
 
 
 def test_a_study_from_nothing_to_its_table_and_again(copy):
