@@ -80,7 +80,7 @@ def files_beside(
     "Modules, packages and other files in the notebook's folder that its code names; the plan is no part of the code."
     folder, own = Path(notebook).parent, {Path(notebook).name, "plan.yaml"}
     packages = [init.parent for init in folder.glob("*/__init__.py")]
-    left = [file for file in folder.glob("[!.]*") if file.is_file() and file.name not in own] + packages
+    left = [file for file in sorted(folder.glob("[!.]*")) if file.is_file() and file.name not in own] + packages
     found, waiting = {}, [ast.unparse(ast.parse(code)) for code in codes] if left else []
     while waiting:
         text = waiting.pop()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from .config import PROFILES, Config, InputError, check_name, did_you_mean, load_yaml, settings
+from .config import PROFILES, Config, InputError, check_name, did_you_mean, find_wrong, load_yaml, not_finite, settings
 
 # %% ../../nbs/00_core/plan.ipynb #434c2918
 Params = dict[str, typing.Any]
@@ -119,6 +119,15 @@ class Plan(Config):
 GIVEN = ("study", "variant", "seed", "profile", "run_dir", "inputs")  # set for every run, not by the plan
 
 
+def _not_plain(value) -> bool:
+    "Whether JSON, in which a run gets its parameters, cannot say a value or would change it."
+    if isinstance(value, str):
+        return any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, dict):
+        return not all(isinstance(name, str) for name in value)
+    return not isinstance(value, bool | int | float | list | None) or not_finite(value)
+
+
 def notebook_parameters(
     notebook: str | Path,
 ) -> Params:  # name: default
@@ -135,10 +144,14 @@ def notebook_parameters(
     values = {}
     try:
         for line in ast.parse(sources[0]).body:
-            target = line.targets[0] if isinstance(line, ast.Assign) else line.target
+            (target,) = [line.target] if isinstance(line, ast.AnnAssign) else line.targets
             values[target.id] = ast.literal_eval(line.value)
-    except (SyntaxError, AttributeError, ValueError):
+    except (SyntaxError, AttributeError, ValueError, TypeError):
         raise InputError(f"{notebook}: the parameters cell may hold only lines such as 'steps = 10'") from None
+    for name, value in values.items():
+        if found := find_wrong(value, _not_plain):
+            allowed = "finite numbers, texts, True, False, None, lists, and dictionaries with names"
+            raise InputError(f"{notebook}: parameter {name}{found}; allowed: {allowed}")
     missing = [name for name in GIVEN if name not in values]
     if missing:
         raise InputError(f"{notebook}: the parameters cell lacks {', '.join(missing)}")
@@ -214,7 +227,7 @@ def _check_folder_name(thing: str, name: str):
 
 
 def _check_names(path: Path, values):
-    "YAML reads the words on, off, yes and no as truth values, also where a name is meant."
+    "YAML reads numbers and the words true, false and null as values, also where a name is meant."
     for name, value in values.items() if isinstance(values, dict) else enumerate(values if isinstance(values, list) else []):
         if isinstance(values, dict) and not isinstance(name, str):
             raise InputError(f"{path}: the name {name!r} is a {type(name).__name__}; put it in quotes if a name is meant")

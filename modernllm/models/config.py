@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..core.config import InputError, did_you_mean
+from ..core.config import InputError, did_you_mean, find_wrong, not_finite
 
 # %% ../../nbs/20_models/config.ipynb #eddb973a
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # frequencies do not depend on the input's length
@@ -213,5 +213,8 @@ def check_rope(config: ModernLLMConfig):
         refuse("rope_parameters.rope_type", kind, f"one of {', '.join(ROPE_TYPES)}{hint}")
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < float("inf"):
         refuse("rope_parameters.rope_theta", theta, "a positive number")
+    for name, value in config.rope_parameters.items():
+        if find_wrong(value, not_finite):
+            refuse(f"rope_parameters.{name}", value, "finite")
     if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
         refuse("rope_parameters.partial_rotary_factor", config.rope_parameters["partial_rotary_factor"], "absent")

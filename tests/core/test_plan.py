@@ -81,7 +81,15 @@ def test_the_tiny_study_expands_in_every_profile(study):
     ("delta: 1000", "delta: -1", ["delta", "-1"]),
     ("more_data: {}", "more_data: {stand_in: toy}", ["profiles.cpu.data", "smoke only"]),
     ("  base:\n", "  ba se:\n", ["ba se", "letters"]),
-    ("  base:\n", "  on:\n", ["True", "quotes"]),
+    ("  base:\n", "  true:\n", ["True", "quotes"]),
+    ("params: {steps: 8}", "params: {learning_rate: .inf}", ["profiles.smoke.params.learning_rate is inf", "finite"]),
+    ("params: {steps: 8}", "params: {learning_rate: 1e400}", ["1e400 is too large"]),
+    ("params: {steps: 8}", "params: {fail: yes}", ["fail", "'yes'", "bool"]),
+    ("params: {steps: 8}", "params: {steps: 010}", ["steps", "'010'", "int"]),
+    ("{learning_rate: 0.1, start_at: -1.0e+6}", "{learning_rate: .nan}", ["exclude.0.learning_rate is nan"]),
+    ("start_at: [0.0, -1.0e+6]", "start_at: [0.0, -.inf]", ["matrix.start_at.1 is -inf"]),
+    ("delta: 1000", "delta: .inf", ["kill.delta is inf"]),
+    ("cpu_hours: 0.1", "cpu_hours: .inf", ["budget.cpu_hours is inf"]),
     ("seed: same, artifact", "seed: sane, artifact", ["seed", "'sane'", "same"]),
     ("cpu_hours: 0.1", "cpu_hours: -1", ["budget.cpu_hours", "-1"]),
 ])  # fmt: skip
@@ -125,6 +133,9 @@ def test_a_plan_above_its_budget_is_refused(study):
     ("a, b = 1, 2", "steps = 10"),
     ("steps = 2 * 5", "steps = 10"),
     ("if True: pass", "steps = 10"),
+    ("steps += 10", "steps = 10"),
+    ("steps = more = 10", "steps = 10"),
+    ("%time steps = 10", "steps = 10"),
     ("steps = (", "steps = 10"),
     ("steps = 10", "lacks study, variant, seed, profile, run_dir, inputs"),
 ])
@@ -135,6 +146,18 @@ def test_parameters_cells_that_cannot_be_read(tmp_path, source, words):
     (tmp_path / "run.ipynb").write_text("{")
     assert "not a notebook" in refused(notebook_parameters, tmp_path / "run.ipynb")
     assert "cannot be read" in refused(notebook_parameters, tmp_path / "no.ipynb")
+
+
+@pytest.mark.parametrize("value", [
+    "{1, 2}", "b'a'", "1j", "...", "(1, 2)", "1e400", "-1e400", "[1, {2}]", "{1: 2}", "'\\ud800'", "{[1]: 2}",
+])
+def test_defaults_that_no_plan_could_say(tmp_path, value):
+    source = "\n".join([*(f"{name} = ''" for name in GIVEN), f"steps = {value}"])
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
+    (tmp_path / "run.ipynb").write_text(json.dumps({"cells": [cell]}))
+    message = refused(notebook_parameters, tmp_path / "run.ipynb")
+    assert "run.ipynb: parameter steps" in message or "only lines such as" in message
+    assert message.encode()
 
 
 axes = st.dictionaries(

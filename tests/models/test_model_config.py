@@ -43,6 +43,7 @@ from modernllm.models.config import ModernLLMConfig
     ({"eos_token_id": [1, -1]}, "eos_token_id"),
     ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type"),
     ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": float("inf")}}, "rope_parameters.factor"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor"),
     ({"rope_parameters": 10000.0}, "rope_parameters"),
 ])
