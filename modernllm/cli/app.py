@@ -94,6 +94,10 @@ def main(
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
     try:
+        for arg in args:
+            if not arg.isascii():  # all others need no half second of imports
+                from modernllm.core.config import check_text
+                check_text("argument", arg)
         result = cli.main([a for a in args if a != "--debug"], prog_name="modernllm", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, click.Abort):

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import click
 import pytest
 
@@ -66,6 +70,25 @@ def test_unknown_names_get_a_proposal(capsys, line, words):
     assert main(line) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and all(word in err for word in words)
+
+
+@pytest.mark.parametrize("line", [
+    ["data", "show", "caf\udce9"], ["train", "data=\ud800"], ["train", "--config", "\udce9.yaml"], ["evaluate", "\udce9"],
+    ["generate", ".", "caf\udce9"], ["study", "run", "--profile", "\udce9"], ["study", "exec", "\udce9"], ["\udce9"],
+    ["train", "--out", "\udce9"], ["export", ".", "--to", "\udce9"], ["report", "build", "--profile=\udce9"],
+])  # fmt: skip
+def test_what_is_not_utf8_is_one_line(capsys, line):
+    assert main(line) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "argument '" in err and "allowed: UTF-8 text" in err and err.encode()
+
+
+def test_a_byte_that_is_not_utf8_from_a_shell(root):
+    program = "import sys; from modernllm.cli import main; sys.exit(main())"
+    for environ in ({}, {"PYTHONIOENCODING": "ascii"}):
+        command = [sys.executable, "-c", program, "generate", ".", b"caf\xe9"]
+        done = subprocess.run(command, capture_output=True, cwd=root, env={**os.environ, **environ})
+        assert (done.returncode, done.stderr.count(b"\n")) == (2, 1) and b"argument 'caf\\udce9' holds" in done.stderr
 
 
 def every_command(group, path=()):

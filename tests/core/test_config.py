@@ -231,6 +231,12 @@ def test_settings_follow_the_environment(project, monkeypatch):
             settings()
 
 
+def test_folders_are_utf8(project, monkeypatch):
+    monkeypatch.setenv("MODERNLLM_RUNS", "caf\udce9")
+    with pytest.raises(InputError, match=r"^MODERNLLM_RUNS: '.*caf\\udce9' holds '\\udce9'; allowed: UTF-8 text$"):
+        settings()
+
+
 def test_the_root_is_found_upwards_and_a_stranger_is_passed_over(tmp_path, monkeypatch, root):
     monkeypatch.delenv("MODERNLLM_ROOT", raising=False)
     (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = other\n")
