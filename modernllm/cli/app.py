@@ -45,6 +45,7 @@ def examples(
         "train": "modernllm.cli.train:train",
         "evaluate": "modernllm.cli.train:evaluate",
         "generate": "modernllm.cli.train:generate",
+        "export": "modernllm.cli.export:export",
         "lr-find": "modernllm.cli.tune:lr_find",
         "batch-find": "modernllm.cli.tune:batch_find",
         "report": "modernllm.cli.report:report",
@@ -56,6 +57,7 @@ def examples(
         "modernllm study status --profile smoke     what would run, and why",
         "modernllm study run --profile smoke        run it",
         "modernllm train max_steps=200              a small model on the embedded text",
+        "modernllm export MODEL --to llama          for use without this package",
         "modernllm report build --profile smoke     paper and slides from the records",
     ),
 )

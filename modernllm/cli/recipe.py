@@ -11,6 +11,7 @@ import dataclasses
 import typing
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import yaml
 from pydantic import Field
@@ -128,8 +129,13 @@ def load_model(
 
     import modernllm.models.transformer  # noqa: F401  registers the architecture
     logging.disable_progress_bar()  # a second's bar for a small file is noise
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="float32").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="float32").eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error: # what `transformers` raises for files that it cannot read
+        raise InputError(f"{folder} cannot be loaded as a language model: {shorten(str(error), 200)}") from None
     recipe = folder / "recipe.yaml"
     return model, tokenizer, load_yaml(recipe) if recipe.exists() else {}
 

@@ -115,13 +115,19 @@ def cut(model):
 @pytest.mark.parametrize("damage, words", [
     (narrow, ["model.layers.0.mlp.down_proj.weight is (16, 48), not (16, 8)", "gate_proj"]),
     (cut, ["weights cannot be read"]),
+    (lambda model: (model / "config.json").write_text("{}"), ["cannot be loaded", "model_type"]),
+    (lambda model: (model / "config.json").write_text("x"), ["cannot be loaded", "not a valid JSON file"]),
+    (lambda model: (model / "config.json").write_text('{"model_type": "t5"}'), ["cannot be loaded", "T5Config"]),
+    (lambda model: (model / "model.safetensors").unlink(), ["cannot be loaded", "no file named model.safetensors"]),
+    (lambda model: (model / "tokenizer.json").write_text("x"), ["cannot be loaded"]),
+    (lambda model: (model / "tokenizer.json").write_text("{}"), ["cannot be loaded", "added_tokens"]),
 ])  # fmt: skip
 def test_a_model_that_does_not_fit_or_was_cut_short_is_named_and_left_alone(trained, tmp_path, capsys, damage, words):
     model = tmp_path / "model"
     shutil.copytree(trained / "model", model)
     damage(model)
     before = {path.name: path.read_bytes() for path in model.iterdir()}
-    for command in (["evaluate", str(tmp_path)], ["generate", str(tmp_path), "x"]):
+    for command in (["evaluate", str(tmp_path)], ["generate", str(tmp_path), "x"], ["export", str(tmp_path)]):
         assert main(command) == 2
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(said) == 1 and all(word in said[0] for word in [str(model), *words])

@@ -1,0 +1,115 @@
+"An exported model is the same function, read by transformers alone."
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modernllm.cli.app import main
+from modernllm.data.tokenizers import train_bpe
+from modernllm.models.config import ModernLLMConfig
+from modernllm.models.transformer import ModernDecoderLM
+
+TEXTS = ["def f(x):\n    return x", " The  caf\u00e9 \u2603\n\n", "<|user|>hello<|end|>", ""]
+PLAIN = """
+import sys
+sys.modules["modernllm"] = None  # importing it is an error
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
+ids = tokenizer("The function", return_tensors="pt")
+print(type(model).__name__, model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] > ids["input_ids"].shape[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(["a rose is a rose is a rose"] * 20, vocab_size=265)
+
+
+@pytest.fixture
+def save(tokenizer, tmp_path):
+    "A function that saves a tiny model and gives its folder, as `modernllm train` would leave it."
+    def make(**fields):
+        torch.manual_seed(0)
+        config = ModernLLMConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            initializer_range=0.2, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, **fields,
+        )  # fmt: skip
+        ModernDecoderLM(config).save_pretrained(tmp_path / "run/model")
+        tokenizer.save_pretrained(tmp_path / "run/model")
+        return tmp_path / "run"
+    return make
+
+
+@pytest.mark.parametrize("fields, target, name", [
+    ({}, "llama", "LlamaForCausalLM"), ({"tie_word_embeddings": False}, None, "LlamaForCausalLM"),
+    ({"qk_norm": True}, None, "Qwen3ForCausalLM"), ({"num_local_experts": 4}, "mixtral", "MixtralForCausalLM"),
+    ({"num_local_experts": 4}, None, "MixtralForCausalLM"),
+])
+def test_the_same_function_and_the_same_tokenizer(save, tokenizer, capsys, fields, target, name):
+    run = save(**fields)
+    assert main(["export", str(run), *(["--to", target] if target else [])]) == 0
+    said = capsys.readouterr().out
+    out = run.with_name(f"run-{name.removesuffix('ForCausalLM').lower()}")
+    assert said.count("\n") == 1 and said.startswith(f"{out}: {name} with its tokenizer, ")
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (run / "model", out))
+    assert type(theirs).__name__ == name
+    ids = torch.randint(0, len(tokenizer), (2, 40))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-5, rtol=0)
+    again = AutoTokenizer.from_pretrained(out)
+    assert again(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"] and again.get_vocab() == tokenizer.get_vocab()
+    assert again.special_tokens_map == tokenizer.special_tokens_map and again.chat_template == tokenizer.chat_template
+    rows = tokenizer(TEXTS)["input_ids"]
+    assert again.batch_decode(rows) == tokenizer.batch_decode(rows)
+    assert sorted(path.name for path in run.parent.iterdir()) == ["run", out.name]
+
+
+def test_it_is_read_without_this_package(save, tmp_path):
+    out = tmp_path / "there/it is"
+    assert main(["export", str(save() / "model"), "--out", str(out)]) == 0
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", PLAIN, str(out)], capture_output=True, text=True, cwd=tmp_path, env=environ)
+    assert done.stdout == "LlamaForCausalLM True\n", done.stderr
+
+
+def refused(capsys, *line):
+    capsys.readouterr()
+    assert main(["export", *map(str, line)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("fields, target, words", [
+    ({"attention_sinks": True}, "llama", ["Llama", "attention_sinks=True"]),
+    ({"attention_gate": True}, None, ["a Llama", "a Qwen3", "a Mixtral", "attention_gate=True"]),
+    ({"num_local_experts": 4}, "llama", ["num_local_experts=4"]), ({}, "qwen3", ["qk_norm=False"]),
+    ({}, "mixtral", ["num_local_experts is 0"]), ({"qk_norm": True}, "mixtral", ["qk_norm=True"]),
+    ({"num_local_experts": 4, "shared_expert_intermediate_size": 8}, None, ["shared_expert_intermediate_size=8"]),
+    ({}, "lama", ["'lama'", "'llama'"]),
+])
+def test_what_a_class_cannot_express_is_named(save, capsys, fields, target, words):
+    run = save(**fields)
+    err = refused(capsys, run, *(["--to", target] if target else []))
+    assert all(word in err for word in words), err
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_bad_folders(save, capsys, tmp_path):
+    run, full = save(), tmp_path / "full"
+    full.mkdir()
+    assert "config.json" in refused(capsys, full)
+    assert main(["export", str(run), "--out", str(full)]) == 0  # it is empty
+    assert "is not empty; choose another --out" in refused(capsys, run, "--out", full)
+    assert "is a file" in refused(capsys, run, "--out", full / "config.json")
+    assert "does not exist" in refused(capsys, tmp_path / "none")
+    assert "of type 'llama'" in refused(capsys, full)
+    config = json.loads((full / "config.json").read_text())
+    (full / "config.json").write_text(json.dumps(config | {"model_type": "nobody"}))
+    assert "cannot be loaded as a language model" in refused(capsys, full)
