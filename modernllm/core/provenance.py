@@ -168,7 +168,7 @@ def _imports(tree: ast.Module, module: str, file: Path | None) -> set[str]:
                 found |= _from_package(base, alias.name) if _file_of(base) else set()
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not is_package:
             name = node.value.split(":")[0]  # an address is `module:name`
-            found |= _whole(name) if name.startswith(PACKAGE.name + ".") and not name.endswith(".") else set()
+            found |= {name} if name.startswith(PACKAGE.name + ".") and not name.endswith(".") else set()
     return found.union(*map(_named, run_texts(tree)))
 
 
