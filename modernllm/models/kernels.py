@@ -154,8 +154,9 @@ def causal_attention(
 ) -> Tensor:  # (batch, heads, time, head_dim)
     "`F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, enable_gqa=True)`, with sinks, window and documents."
     groups, time = q.shape[1] // k.shape[1], q.shape[2]
-    window = None if window is None or window >= time else window
-    if q.device.type != "cpu" or time > LONGEST:
+    compiling = torch.compiler.is_compiling()  # a loop over blocks would tie the graph to one length
+    window = None if window is None or not compiling and window >= time else window
+    if q.device.type != "cpu" or compiling or time > LONGEST:
         if sinks is None and window is None and starts is None:
             return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, enable_gqa=groups > 1)
         return masked_attention(q, k, v, causal_mask(time, time, window, starts, q.device), p, sinks)
@@ -193,5 +194,7 @@ def masked_attention(
             bias = bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask
         extra = sinks.to(q.dtype).view(1, -1, 1, 1).expand(bias.shape[0], -1, time, 1)
         mask = torch.cat((bias.expand(-1, heads, -1, -1), extra), -1)
+        if torch.compiler.is_compiling():  # torch's own way of sharing heads ties an exported graph to one length here
+            k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
         k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, enable_gqa=q.shape[1] > k.shape[1])

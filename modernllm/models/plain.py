@@ -12,7 +12,7 @@ from transformers import GenerationMixin
 
 from .attention import Attention, RotaryEmbedding
 from .feedforward import RMSNorm, SwiGLU
-from .moe import Experts, SparseMoE
+from .moe import Experts, Router, SparseMoE
 
 # %% ../../nbs/20_models/plain.ipynb #7e4a0b05
 def forwards(
@@ -22,13 +22,13 @@ def forwards(
     return {kind: kind.forward for kind in kinds}
 
 
-MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate", "lm_head")
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 PARTS = {  # name of a module in a decoder → what may stand there, exactly: a subclass may compute something else
     **dict.fromkeys(MATRICES, forwards(nn.Linear)),
     **dict.fromkeys(("norm", "input_layernorm", "post_attention_layernorm"), forwards(RMSNorm)),
     **dict.fromkeys(("q_norm", "k_norm"), forwards(RMSNorm, nn.Identity)),
     "embed_tokens": forwards(nn.Embedding), "rotary_emb": forwards(RotaryEmbedding), "layers": forwards(nn.ModuleList),
-    "self_attn": forwards(Attention), "mlp": forwards(SwiGLU, SparseMoE), "experts": forwards(Experts),
+    "self_attn": forwards(Attention), "mlp": forwards(SwiGLU, SparseMoE), "experts": forwards(Experts), "gate": forwards(Router),
     "shared_expert": forwards(SwiGLU),
 }
 PREPARATION = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill")

@@ -240,10 +240,13 @@ def test_ways_of_generating_agree_with_no_cache(model, how):
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks by a name that transformers gives up
 def test_lora_trains_alone_is_saved_and_merges(own, tmp_path):
     ids, base = tokens(0, 4, 16), copy.deepcopy(own)
-    wanted = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate"]  # the last: routers
-    settings = LoraConfig(r=4, target_modules=wanted, task_type="CAUSAL_LM")
+    experts = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"] if own.config.num_local_experts else None
+    wanted = "all-linear" if experts else ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    settings = LoraConfig(r=4, target_modules=wanted, target_parameters=experts, task_type="CAUSAL_LM")
     lora, before = get_peft_model(own, settings), [p.clone() for p in base.parameters()]
     optimizer = torch.optim.AdamW((p for p in lora.parameters() if p.requires_grad), 1e-2)
+    adapted = {name.split(".lora_")[0].split(".")[-1] for name, p in lora.named_parameters() if p.requires_grad}
+    assert not experts or {"experts", "base_layer", "gate"} <= adapted  # the outer of two wrappers, the inner, the router
     losses = []
     for _ in range(3):
         loss = lora.train()(input_ids=ids, labels=ids).loss

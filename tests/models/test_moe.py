@@ -1,10 +1,20 @@
 "What must hold of layers with experts: equality with dense, causality, capacity, the losses, every refusal."
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import MixtralConfig, MixtralForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from modernllm.core.config import InputError
 from modernllm.models.config import ModernLLMConfig, expert_capacity
@@ -261,3 +271,127 @@ def test_a_mixture_is_no_llama_and_not_every_mixtral_is_ours(tmp_path):
     to_llama(build()).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="from_mixtral: .* of type 'llama', it must be 'mixtral'"):
         from_mixtral(tmp_path)
+
+
+@pytest.mark.parametrize("k, shared", [(1, None), (2, 16)])
+@pytest.mark.parametrize("left, right", [(8, 0), (0, 8), (3, 5)])
+def test_capacity_is_that_of_the_real_tokens_wherever_padding_stands(k, shared, left, right):
+    model = build(num_local_experts=4, num_experts_per_tok=k, expert_capacity_factor=1.0, shared_expert_intermediate_size=shared)
+    ids, pad = tokens(0, 2, 8), lambda n: tokens(1, 2, n)
+    mask = torch.cat((torch.zeros(2, left), torch.ones(2, 8), torch.zeros(2, right)), 1).long()
+    row = torch.cat((pad(left), ids, pad(right)), 1)
+    alone = model.train()(ids, labels=ids)
+    labels = row.masked_fill(mask.cumsum(1) * mask < 2, -100)  # nor where only padding is before
+    padded = model(row, mask, (mask.cumsum(1) - 1).clamp(min=0), labels=labels)
+    assert alone.router_metrics["router_dropped"] > 0.1
+    torch.testing.assert_close(padded.router_metrics, alone.router_metrics)
+    torch.testing.assert_close(padded.loss, alone.loss)
+    torch.testing.assert_close(padded.logits[:, left : left + 8], alone.logits, atol=1e-5, rtol=0)
+    for here, there in zip(padded.routings.values(), alone.routings.values()):
+        assert torch.equal(here.kept[:, left : left + 8], there.kept) and not here.kept[mask == 0].any()
+
+
+def test_rows_of_different_lengths_have_capacities_of_their_own():
+    model, lengths = build(num_local_experts=4, expert_capacity_factor=1.0).train(), (12, 5, 3)
+    mask = (torch.arange(12) < torch.tensor(lengths)[:, None]).long()
+    ids = tokens(0, 3, 12)
+    together = model(ids, mask)
+    for row, n in enumerate(lengths):
+        torch.testing.assert_close(together.logits[row, :n], model(ids[row : row + 1, :n]).logits[0], atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="^expert_capacity_factor: 1.0 .*sequence of 1 "):
+        model(ids, (torch.arange(12) < torch.tensor([12, 5, 1])[:, None]).long())
+
+
+@pytest.mark.parametrize("factor", [None, 1.0])
+def test_a_batch_of_nothing_but_padding_is_a_finite_zero(factor):
+    model = build(num_local_experts=4, expert_capacity_factor=factor).train()
+    ids, mask, none = tokens(0, 2, 8), torch.zeros(2, 8, dtype=torch.long), torch.full((2, 8), -100)
+    by_labels = lambda **more: model(ids, mask, labels=none, **more).loss
+    by_objective = lambda: LanguageModelling().loss(model, {"input_ids": ids, "attention_mask": mask, "targets": none}).total
+    for loss in (by_labels, lambda: by_labels(num_items_in_batch=torch.tensor(7)), by_objective):
+        model.zero_grad()
+        total = loss()
+        total.backward()
+        assert total == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+    report = router_report(model(ids, mask).routings[0], mask)
+    assert all(not value.any() for value in report)
+
+
+def test_the_filled_end_of_a_block_counts_in_no_statistic():
+    model = build(num_local_experts=4).train()
+    ids, targets = tokens(0, 2, 20), tokens(1, 2, 20)
+    targets[0, :4] = -100  # a prompt counts
+    short = LanguageModelling().loss(model, {"input_ids": ids, "targets": targets})
+    filled = {"input_ids": torch.cat((ids, torch.zeros(2, 9, dtype=torch.long)), 1),
+              "targets": torch.cat((targets, torch.full((2, 9), -100)), 1)}
+    for batch in (filled, {name: torch.cat((t, torch.full_like(t[:1], 0 if name == "input_ids" else -100)))
+                           for name, t in filled.items()}):  # and a row that is all filled
+        long = LanguageModelling().loss(model, batch)
+        torch.testing.assert_close(long.total, short.total)
+        torch.testing.assert_close(long.metrics, short.metrics)
+    whole = router_loss(model.model(ids).routings, model.config)[0]
+    torch.testing.assert_close(short.metrics["router_loss"], 36 * whole.detach())
+
+
+class Rows(torch.utils.data.Dataset):
+    "Eight rows, each with labels on its last eight tokens."
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        ids = tokens(i, 1, 12)[0]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.cat((torch.full((4,), -100), ids[4:]))}
+
+
+@pytest.mark.parametrize("aux, z", [(0.0, 1.0), (1.0, 0.0)])
+def test_accumulation_in_transformers_trainer_does_not_multiply_the_routers_loss(aux, z, tmp_path):
+    grads, losses, expected = [], [], []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **_):
+            grads.append(model.model.layers[0].mlp.gate.weight.grad.clone())
+
+        def on_log(self, args, state, control, logs, **_):
+            losses.append(logs["loss"]) if "loss" in logs else None
+
+    rows = default_data_collator([Rows()[i] for i in range(8)])
+    for steps in (1, 2, 4):
+        model = build(num_local_experts=4, router_aux_loss_coef=aux, router_z_loss_coef=z)
+        parts = [{name: t[i : i + 8 // steps] for name, t in rows.items()} for i in range(0, 8, 8 // steps)]
+        with torch.no_grad():  # a mean of what the parts have, as all have the same number of scored tokens
+            expected.append(sum(model.train()(**part).loss for part in parts).item() / steps)
+        settings = TrainingArguments(
+            tmp_path, per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps, max_steps=1, use_cpu=True,
+            logging_steps=1, max_grad_norm=0, save_strategy="no", report_to=[], train_sampling_strategy="sequential",
+            disable_tqdm=True)
+        Trainer(model=model, args=settings, train_dataset=Rows(), callbacks=[Watch()]).train()
+    assert losses == pytest.approx(expected, abs=1e-4)
+    if not aux:  # the z-loss is a mean over tokens; the balance loss of a batch is not the mean of its parts'
+        assert losses == pytest.approx([losses[0]] * 3, abs=1e-4)
+        for other in grads[1:]:
+            torch.testing.assert_close(other, grads[0], atol=1e-5, rtol=1e-4)
+    else:
+        assert losses[2] < 1.5 * losses[0]
+
+
+def test_what_quantises_linear_layers_leaves_the_router_alone():
+    model = build(num_local_experts=4).eval()
+    assert not any(name.endswith("mlp.gate") for name, part in model.named_modules() if isinstance(part, torch.nn.Linear))
+    for dtype in (torch.float32, torch.bfloat16):  # no type of a weight is taken over by an activation
+        layer = copy.deepcopy(model.model.layers[0].mlp)
+        x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0))
+        expected = layer.gate(x)
+        assert layer.gate.to(dtype)(x).dtype == torch.float32
+        torch.testing.assert_close(layer.gate(x), expected, atol=0.05, rtol=0)
+
+
+def test_all_linear_of_peft_adapts_no_expert_and_target_parameters_do():
+    plain = get_peft_model(build(num_local_experts=4), LoraConfig(target_modules="all-linear"))
+    assert not any("mlp" in name for name, p in plain.named_parameters() if p.requires_grad)
+    names = ["experts.gate_up_proj", "experts.down_proj", "mlp.gate.weight"]
+    model = get_peft_model(build(num_local_experts=4), LoraConfig(target_parameters=names, init_lora_weights=False)).eval()
+    with torch.no_grad():
+        adapted = model(input_ids=tokens(0, 2, 9)).logits
+        torch.testing.assert_close(model.merge_and_unload()(tokens(0, 2, 9)).logits, adapted, atol=1e-5, rtol=0)
+        assert (adapted - build(num_local_experts=4).eval()(tokens(0, 2, 9)).logits).abs().max() > 0.1

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import build
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, StaticCache
 
 from modernllm.core.config import InputError
 from modernllm.models.config import ModernLLMConfig
@@ -109,6 +109,37 @@ def test_packed_documents_are_read_as_each_alone(model):
                 assert seen.attentions[1][row, :, end - n : end, : end - n].abs().sum() == 0
         one = torch.arange(130)[None]  # a document in each row: nothing to be kept apart
         assert torch.equal(model(ids, position_ids=one).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("pads", [0, 1, 7])  # positions of padding, which mean nothing
+@pytest.mark.parametrize("left, right", [(0, 0), (6, 0), (0, 6), (6, 4)])
+def test_packed_documents_stay_apart_with_a_mask_and_with_an_empty_cache(model, left, right, pads):
+    lengths, ids = ([13, 27], [5, 35]), tokens(0, 2, 40)
+    row = torch.cat((tokens(1, 2, left), ids, tokens(2, 2, right)), 1)
+    fill = [torch.full((n,), pads) for n in (left, right)]
+    positions = torch.stack([torch.cat((fill[0], *(torch.arange(n) for n in few), fill[1])) for few in lengths])
+    mask = torch.cat((torch.zeros(2, left), torch.ones(2, 40), torch.zeros(2, right)), 1).long()
+    static = StaticCache(config=model.config, max_cache_len=64)
+    with torch.no_grad():
+        alone = torch.stack([torch.cat([model(part[None]).logits[0] for part in r.split(few)]) for r, few in zip(ids, lengths)])
+        for how in ({"use_cache": False}, {"use_cache": True}, {"past_key_values": static}):
+            logits = model(row, mask, positions, **how).logits
+            torch.testing.assert_close(logits[:, left : left + 40], alone, atol=1e-5, rtol=0)
+            assert logits.isfinite().all()
+        if left + right == 0:
+            torch.testing.assert_close(model(row, None, positions, use_cache=True).logits, alone, atol=1e-5, rtol=0)
+
+
+def test_documents_that_a_cache_cannot_keep_apart_are_refused():
+    model, ids = build(**TINY), tokens(0, 1, 20)
+    filled, again = model(ids, use_cache=True).past_key_values, torch.arange(10).repeat(2)[None]
+    rolling = build(**TINY, cache_window=8)
+    for run in (lambda: model(ids, position_ids=again, past_key_values=filled),
+                lambda: rolling(ids, position_ids=again, use_cache=True)):
+        with pytest.raises(InputError, match="^position_ids: start again") as caught:
+            run()
+        assert "\n" not in str(caught.value)
+    model(ids, position_ids=torch.arange(20, 40)[None], past_key_values=filled)
 
 
 def test_packed_documents_have_the_losses_of_each_alone_here_and_in_a_llama():
