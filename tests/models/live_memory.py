@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from modernllm.models import attention, feedforward, moe, transformer
 from modernllm.models.transformer import ModernDecoderLM
-from modernllm.training import logprobs
+from modernllm.models import logprobs
 from modernllm.training.objectives import LanguageModelling
 
 
