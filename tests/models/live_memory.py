@@ -13,9 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modernllm.models import attention, feedforward, moe, transformer
+from modernllm.models import attention, feedforward, logprobs, moe, transformer
 from modernllm.models.transformer import ModernDecoderLM
-from modernllm.models import logprobs
 from modernllm.training.objectives import LanguageModelling
 
 

@@ -11,9 +11,8 @@ from live_memory import live_peaks, saved_bytes
 from test_budget import configs
 
 from modernllm.core.config import InputError
-from modernllm.models import memory
+from modernllm.models import logprobs, memory
 from modernllm.models.config import ModernLLMConfig
-from modernllm.models import logprobs
 
 TINY = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 EXPERTS = {"num_local_experts": 4, "shared_expert_intermediate_size": 24}
