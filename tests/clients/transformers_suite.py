@@ -27,6 +27,8 @@ EXPECTED = {
     "test_tp_plan_matches_params": "no plan for tensor parallelism: parameters are sharded by FSDP",
     "test_tied_head_has_a_tp_plan_entry": "no plan for tensor parallelism",
 }
+ROUNDING = "in bfloat16, rounding may change which experts a token gets; in float32 both agree (tests/models)"
+WITH_EXPERTS = {f"test_{kernel}_padding_matches_padding_free_with_position_ids": ROUNDING for kernel in ("eager", "sdpa")}
 MODULE = '''
 import unittest
 
@@ -84,11 +86,12 @@ def main(checkout: str) -> int:
     bad = 0
     for kind, tests in found.items():
         missing = [test for test in measure if tests.get(test) != "PASSED"]
+        expected = EXPECTED | (WITH_EXPERTS if "num_local_experts" in FORMS[kind] else {})
         print(f"{kind} passes {len(measure) - len(missing)} of these")
         for test in missing:
-            print(f"  {tests.get(test, 'absent'):8} {test}: {EXPECTED.get(test, 'NOT EXPECTED')}")
+            print(f"  {tests.get(test, 'absent'):8} {test}: {expected.get(test, 'NOT EXPECTED')}")
         failed = {test for test, outcome in tests.items() if outcome == "FAILED"} | set(missing)
-        bad += len(failed - set(EXPECTED))
+        bad += len(failed - set(expected))
     return int(bad > 0)
 
 
