@@ -86,12 +86,12 @@ def check_folder(
     recipe: Recipe,
 ):
     "Refuse a folder that holds another training or something else; write nothing."
-    from modernllm.training.config import FREE
+    from modernllm.training.config import RESUMABLE_FIELDS
     path = folder / "recipe.yaml"
     if path.exists():
         there = load_yaml(path)
         # What the Trainer may change on the way it checks itself: another number of processes needs another accumulation.
-        fixed = {*there, *recipe.given} - FREE - {"accumulation"}
+        fixed = {*there, *recipe.given} - RESUMABLE_FIELDS - {"accumulation"}
         different = sorted(n for n in fixed if there.get(n) != recipe.given.get(n))
         if different:
             raise InputError(f"{folder} holds a training with other settings ({', '.join(different)}); choose another --out")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.config import InputError
 from .callbacks import Callback
-from .parallel import laid_out
+from .parallel import distribute_like
 
 # %% ../../nbs/30_training/averaging.ipynb #52520264
 class AveragedWeights(Callback):
@@ -27,15 +27,15 @@ class AveragedWeights(Callback):
     def live(self, trainer) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in trainer.inner.named_parameters() if p.requires_grad}
 
-    def put(self, trainer) -> None:
-        "Put the average into the model, for good unless `take_out` follows."
+    def swap_in(self, trainer) -> None:
+        "Put the average into the model, for good unless `swap_out` follows."
         live = self.live(trainer)
         if self.kept is None:
             self.kept = {name: tensor.clone() for name, tensor in live.items()}
             for name, tensor in self.average(live).items():
-                live[name].copy_(laid_out(tensor, live[name]))
+                live[name].copy_(distribute_like(tensor, live[name]))
 
-    def take_out(self, trainer) -> None:
+    def swap_out(self, trainer) -> None:
         "Put the weights of the last step back."
         if self.kept is not None:
             for name, tensor in self.live(trainer).items():
@@ -43,13 +43,13 @@ class AveragedWeights(Callback):
             self.kept = None
 
     def eval_start(self, trainer):
-        self.put(trainer)
+        self.swap_in(trainer)
 
     def eval_end(self, trainer, row):
-        self.take_out(trainer)
+        self.swap_out(trainer)
 
     def fit_end(self, trainer):
-        self.take_out(trainer)  # an evaluation has failed
+        self.swap_out(trainer)  # an evaluation has failed
 
 # %% ../../nbs/30_training/averaging.ipynb #3614dd41
 class EMA(AveragedWeights):
@@ -68,7 +68,7 @@ class EMA(AveragedWeights):
         live = self.live(trainer)
         if not self.weights:
             self.weights = {name: tensor.clone() for name, tensor in live.items()}
-        self.weights = {name: laid_out(self.weights[name], tensor) for name, tensor in live.items()}
+        self.weights = {name: distribute_like(self.weights[name], tensor) for name, tensor in live.items()}
         self.n += 1
         torch._foreach_lerp_(list(self.weights.values()), list(live.values()), 1 - min(self.decay, (1 + self.n) / (10 + self.n)))
 
@@ -114,7 +114,7 @@ class LastAverage(AveragedWeights):
     def average(self, live):
         if not self.snapshots:
             return live
-        return {name: torch.stack([laid_out(s[name], t) for s in self.snapshots]).mean(0) for name, t in live.items()}
+        return {name: torch.stack([distribute_like(s[name], t) for s in self.snapshots]).mean(0) for name, t in live.items()}
 
     def tensors(self):
         return {f"{place}.{name}": t for place, snapshot in enumerate(self.snapshots) for name, t in snapshot.items()}

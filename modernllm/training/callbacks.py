@@ -29,7 +29,7 @@ class Callback:
         "Before every evaluation and after the best weights were loaded: to put other weights in. `eval_end` takes them out."
 
     def bad_step(self, trainer, step: int, what: str) -> None:
-        "When a step had a loss or gradient that is no number; the training fails unless `trainer.rewind` is called."
+        "When a step had a loss or gradient that is no number; the training fails unless `trainer.roll_back` is called."
 
     def step_end(self, trainer, row: dict) -> None:
         "After every step, in order; `row` has step, tokens, loss, lr, grad_norm and the objective's metrics."

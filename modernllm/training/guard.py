@@ -46,7 +46,7 @@ class SpikeGuard(Callback):
     def bad_step(self, trainer, step, what):
         if len(trainer.skips) >= self.limit:
             raise RunFailed(f"{what} at step {step}, after {self.limit} rewinds; lower the learning rate or warm up for longer")
-        trainer.rewind(step, self.window, what)
+        trainer.roll_back(step, self.window, what)
 
     def state_dict(self):
         return {"losses": self.losses}

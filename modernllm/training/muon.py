@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .optim import parameter_groups
-from .parallel import laid_out, whole
+from .parallel import distribute_like, full_tensor
 
 # %% ../../nbs/30_training/muon.ipynb #224f613d
 ROUNDS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
@@ -84,13 +84,13 @@ class Muon(torch.optim.AdamW):
             momenta = [self._momentum(p) for p in matrices]
             torch._foreach_lerp_(momenta, grads, 1 - self.momentum)
             ahead = torch._foreach_lerp(grads, momenta, self.momentum)
-            wide = [m.mT if m.shape[-2] > m.shape[-1] else m for m in map(whole, ahead)]  # of a part no round is right
+            wide = [m.mT if m.shape[-2] > m.shape[-1] else m for m in map(full_tensor, ahead)]  # of a part no round is right
             wide = [m.reshape(-1, *m.shape[-2:]) for m in wide]
             updates = orthogonalise(torch.cat(wide), self.bf16).split([len(m) for m in wide])
             for p, update in zip(matrices, updates):
                 update = (update.mT if p.shape[-2] > p.shape[-1] else update).reshape(p.shape)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(laid_out(update, p), alpha=-group["lr"] * 0.2 * math.sqrt(longest))
+                p.add_(distribute_like(update, p), alpha=-group["lr"] * 0.2 * math.sqrt(longest))
                 p.grad = None  # AdamW passes over what has no gradient
 
     def _momentum(self, p: Tensor) -> Tensor:

@@ -28,14 +28,14 @@ from . import checkpoint as checkpoints
 from .allocator import keep_freed_memory
 from .callbacks import Callback, EarlyStop, ProgressBar
 from .config import TrainConfig, used_trackers, uses_bfloat16
-from .identity import of_training
-from .interrupt import Deferred
+from .identity import training_identity
+from .interrupt import DeferSignals
 from .muon import muon
 from .objectives import LossOutput, Objective
 from .optim import adamw
-from .parallel import connect, gathered, of_the_first, shared_out, take_back, whole
-from .resume import load_best, place, resume, rewind, state_of
-from .utilisation import limits
+from .parallel import make_accelerator, unsharded, broadcast_from_main, apply_fsdp, copy_weights_back, full_tensor
+from .resume import load_best, data_position, resume, roll_back, trainer_state
+from .utilisation import log_matmul_limit
 
 # %% ../../nbs/30_training/trainer.ipynb #c28ca977
 class TrainStep(nn.Module):
@@ -84,11 +84,11 @@ class Trainer:
         if config.early_stop_patience:
             self.callbacks.append(EarlyStop(config.early_stop_patience))
         self.trackers = used_trackers(config, folder)
-        self.accelerator = connect(log_with=self.trackers or None, project_dir=folder)
+        self.accelerator = make_accelerator(log_with=self.trackers or None, project_dir=folder)
         keep_freed_memory()
         self.given = TrainStep(model, objective, uses_bfloat16(config.precision, self.accelerator.device))
-        self.identity = of_training(self.given, batches, evaluate)  # of the training, for its checkpoints
-        self.inner = shared_out(self.given, config.sharding, self.accelerator.device)  # without the wrapper of several processes
+        self.identity = training_identity(self.given, batches, evaluate)  # of the training, for its checkpoints
+        self.inner = apply_fsdp(self.given, config.sharding, self.accelerator.device)  # without the wrapper of several processes
         self.model = self.inner.model
         make = partial(muon, bf16=self.inner.bf16) if config.optimizer == "muon" else adamw
         optimizer = make(self.inner, config.learning_rate, weight_decay=config.weight_decay,
@@ -98,7 +98,7 @@ class Trainer:
         self.total_steps = config.steps(batches, self.accelerator.num_processes)
         self.step, self.tokens, self.stopped, self.best = 0, 0, None, None
         self.skips: list[list[int]] = []  # [first, last] places of steps whose batches are passed over
-        self.wanted: tuple | None = None  # what `rewind` was called with
+        self.rollback: tuple | None = None  # what `roll_back` was called with
         self.history = {"train": [], "eval": []}
         self.window: dict[str, float] = {}  # sums since the last row of the history
         self.last_batch: tuple | None = None  # its number and contents
@@ -108,27 +108,27 @@ class Trainer:
         "Ask for an end after this step."
         self.stopped = self.stopped or reason
 
-    def rewind(self, step: int, window: int, why: str) -> None:
+    def roll_back(self, step: int, window: int, why: str) -> None:
         "Ask to go back before the `window` steps before `step`, and on without the batches of these and of `window` more."
-        self.wanted = self.wanted or (step, window, why)
+        self.rollback = self.rollback or (step, window, why)
 
     def fit(self) -> TrainResult:
         "Train to the end, from the newest sound checkpoint if there is one."
         resume(self)
         if self.telemetry and not self.stopped:
-            limits(self)
+            log_matmul_limit(self)
         if self.trackers:
             self.accelerator.init_trackers("modernllm", config=self.config.model_dump(exclude={"trackers"}))
         self.saved_at, self.logged_at, self.logged_tokens = time.monotonic(), time.perf_counter(), self.tokens
         self.module.train()
         self._call("fit_start")
-        with Deferred() as self.deferred, deterministic(self.config.deterministic):
+        with DeferSignals() as self.deferred, deterministic(self.config.deterministic):
             try:
                 leave = bool(self.stopped)
                 while not leave:
                     self._update()
-                    if self.wanted:
-                        rewind(self, *self.wanted)
+                    if self.rollback:
+                        roll_back(self, *self.rollback)
                         continue
                     if self.step == self.total_steps:
                         self.stop("finished")
@@ -142,7 +142,7 @@ class Trainer:
                 for tracker in self.accelerator.trackers:  # Accelerate's `end_training` would part the processes, too
                     tracker.finish()
             self._event("stop", step=self.step, reason=self.stopped or "interrupted")
-        take_back(self.given, self.inner)
+        copy_weights_back(self.given, self.inner)
         self.inner, self.model = self.given, self.given.model
         return TrainResult(self.step, self.tokens, self.best, self.history, self.stopped, self.model)
 
@@ -173,7 +173,7 @@ class Trainer:
         grads = [p.grad for p in self.inner.parameters() if p.grad is not None]
         weight = torch.where(sums[1] > 0, sums[1], 1.0)
         scale = accelerator.num_processes / weight  # gradients arrive as a mean over processes
-        norm = whole(torch.nn.utils.get_total_norm(grads)) * scale
+        norm = full_tensor(torch.nn.utils.get_total_norm(grads)) * scale
         if config.grad_clip:
             scale = scale * (config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, scale)
@@ -188,7 +188,7 @@ class Trainer:
 
     def _index(self, number: int, micro: int) -> int:
         "The batch of a micro-step of this process."
-        done = place(number, self.skips) * self.config.accumulation + micro
+        done = data_position(number, self.skips) * self.config.accumulation + micro
         return done * self.accelerator.num_processes + self.accelerator.process_index
 
     def _batch(self, index: int) -> dict:
@@ -206,9 +206,9 @@ class Trainer:
             if not math.isfinite(total) or not math.isfinite(norm):
                 what = f"loss is {total}" if not math.isfinite(total) else f"gradient norm is {norm}"
                 self._call("bad_step", number, what)
-                if not self.wanted:
+                if not self.rollback:
                     self._fail(number, what, losses)
-            if self.wanted:
+            if self.rollback:
                 return  # the weights of the steps from here on are given up
             self.tokens += round(weight)
             means = {"loss": total, **dict(zip(names, extra))}
@@ -233,8 +233,8 @@ class Trainer:
     def _fail(self, number: int, what: str, losses: torch.Tensor) -> None:
         losses = self.accelerator.gather(losses).view(-1, len(losses)).T.flatten().tolist()  # of all, in the order of the batches
         bad = [n for n, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
-        where = ", ".join(str(place(number, self.skips) * len(losses) + n) for n in bad)
-        kept = checkpoints.steps(self.folder) if self.folder else []
+        where = ", ".join(str(data_position(number, self.skips) * len(losses) + n) for n in bad)
+        kept = checkpoints.saved_steps(self.folder) if self.folder else []
         rest = f"; the last good checkpoint is of step {kept[-1]}" if kept else ""
         self._event("stop", step=number, reason="failed")
         raise RunFailed(f"{what} at step {number}, batch {where}{rest}")
@@ -245,8 +245,8 @@ class Trainer:
             return
         start = time.perf_counter()
         self._call("eval_start")
-        with evaluation_mode(self.module), torch.no_grad(), gathered(self.inner):
-            values = of_the_first({name: float(value) for name, value in self.evaluate(self.model).items()})
+        with evaluation_mode(self.module), torch.no_grad(), unsharded(self.inner):
+            values = broadcast_from_main({name: float(value) for name, value in self.evaluate(self.model).items()})
         if not math.isfinite(values.get("loss", math.nan)):
             raise RunFailed(f"the evaluation at step {self.step} gave no finite loss: {values}")
         row = {"step": self.step, "tokens": self.tokens, **values}
@@ -275,10 +275,10 @@ class Trainer:
 
     def _save(self) -> None:
         self._read()
-        if not self.folder or self.wanted:
+        if not self.folder or self.rollback:
             return
         start = time.perf_counter()
-        state = state_of(self)
+        state = trainer_state(self)
         if self.accelerator.is_main_process:
             checkpoints.save(self.folder, state, self.step, needs=[self.best["step"]] if self.best else [])
             checkpoints.prune(self.folder, self.step, self.config.keep_checkpoints)
@@ -286,7 +286,7 @@ class Trainer:
         self.saved_at, seconds = time.monotonic(), time.perf_counter() - start
         self.logged_at += seconds
         self._event("checkpoint", step=self.step, checkpoint_seconds=seconds)
-        self._call("checkpoint", checkpoints.name(self.folder, self.step))
+        self._call("checkpoint", checkpoints.checkpoint_path(self.folder, self.step))
 
     def _call(self, hook: str, *values) -> None:
         for callback in self.callbacks:

@@ -19,7 +19,7 @@ from modernllm.training.averaging import EMA, LastAverage
 from modernllm.training.config import TrainConfig
 from modernllm.training.guard import SpikeGuard
 from modernllm.training.objectives import LanguageModelling
-from modernllm.training.parallel import check_alike, is_shared
+from modernllm.training.parallel import check_same_step, is_sharded
 from modernllm.training.trainer import Trainer
 
 BAD = 5  # a batch of the third step, which the second of two processes gets
@@ -108,7 +108,7 @@ def two(rank, port, folder):
         training = trainer(callbacks=averages(), optimizer=optimizer, **shared)
         facts[f"share of {optimizer}"] = share(training)
         facts[optimizer] = of(training.fit())
-        assert not any(is_shared(p) for p in training.model.parameters())
+        assert not any(is_sharded(p) for p in training.model.parameters())
         if rank == 0 and optimizer == "muon":
             training.model.save_pretrained(folder / "model")
             torch.save(training.model.state_dict(), folder / "model.pt")
@@ -127,6 +127,6 @@ def two(rank, port, folder):
     losses = iter([1.0, 2.0 - 1.5 * rank, 3.0])  # the second process sees no reason to stop
     stopping = dict(evaluate=lambda model: {"loss": next(losses)}, eval_every=1, early_stop_patience=1)
     facts["early stop"] = of(trainer(**stopping, **shared).fit())
-    facts["other folder"] = message(InputError, check_alike, rank, "folder")
+    facts["other folder"] = message(InputError, check_same_step, rank, "folder")
     Path(folder / f"{rank}.json").write_text(json.dumps(facts))
     torch.distributed.destroy_process_group()

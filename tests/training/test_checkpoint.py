@@ -50,7 +50,7 @@ def test_damaged_one_is_skipped(tmp_path, file, damage):
 def test_half_written_one_is_not_seen(tmp_path):
     checkpoints.save(tmp_path, example(), 1)
     (tmp_path / ".draft_step_00000002").mkdir()
-    assert checkpoints.steps(tmp_path) == [1]
+    assert checkpoints.saved_steps(tmp_path) == [1]
     checkpoints.prune(tmp_path, 1, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
 
@@ -59,7 +59,7 @@ def test_prune_keeps_what_is_needed(tmp_path):
     for step in (1, 2, 3, 4, 9):
         checkpoints.save(tmp_path, example(), step, needs=[1] if step > 1 else [])
     checkpoints.prune(tmp_path, 4, keep=2)  # 9 is later than the newest sound one: damaged
-    assert checkpoints.steps(tmp_path) == [1, 3, 4]
+    assert checkpoints.saved_steps(tmp_path) == [1, 3, 4]
 
 
 def test_disk_full(tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_file_size_limit_of_the_system(tmp_path):
             checkpoints.save(tmp_path, example(2.0), 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert checkpoints.steps(tmp_path) == [1]
+    assert checkpoints.saved_steps(tmp_path) == [1]
     assert checkpoints.load(tmp_path, 1).weights["w"][0, 0] == 1.0
 
 
@@ -102,7 +102,7 @@ def test_tied_frozen_and_temporary_tensors():
     tensors = checkpoints.trained_tensors(model)
     assert sorted(tensors) == ["kept", "table.weight"]
     changed = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    checkpoints.put_tensors(model, changed)
+    checkpoints.load_trained_tensors(model, changed)
     assert not model.head.weight.any() and not model.kept.any() and model.temporary.all()
 
 
@@ -110,4 +110,4 @@ def test_other_model():
     tensors = checkpoints.trained_tensors(nn.Linear(2, 2))
     for other in (nn.Linear(2, 3), nn.Linear(2, 2, bias=False)):
         with pytest.raises(InputError, match="of another model"):
-            checkpoints.put_tensors(other, tensors)
+            checkpoints.load_trained_tensors(other, tensors)

@@ -156,8 +156,8 @@ def test_checkpoints_without_this_knowledge_go_on(tmp_path):
     "As earlier versions wrote them."
     with pytest.raises(KeyError):
         make(tmp_path, callbacks=[EMA(0.9), Counter(), Crash(7)], max_steps=12).fit()
-    for step in checkpoints.steps(tmp_path):
-        place = checkpoints.name(tmp_path, step)
+    for step in checkpoints.saved_steps(tmp_path):
+        place = checkpoints.checkpoint_path(tmp_path, step)
         state = json.loads((place / "state.json").read_text())
         for added in ("identity", "memories", "last_batch"):
             del state[added]

@@ -8,7 +8,7 @@ from transformers.utils import logging
 from modernllm.core.config import InputError
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
-from modernllm.training.objectives import LanguageModelling, check_documents, keeps_documents_apart
+from modernllm.training.objectives import LanguageModelling, check_documents, separates_documents
 
 SMALL = dict(vocab_size=64, num_hidden_layers=2, num_attention_heads=4)
 WIDE = SMALL | dict(hidden_size=32, intermediate_size=64, max_position_embeddings=64)
@@ -41,7 +41,7 @@ def build(name, fields):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", APART)
 def test_models_that_keep_documents_apart_pass(name, dtype):
-    assert keeps_documents_apart(build(name, APART[name]).to(dtype))
+    assert separates_documents(build(name, APART[name]).to(dtype))
 
 
 @pytest.mark.parametrize("name", MIXED)

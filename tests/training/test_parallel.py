@@ -19,7 +19,7 @@ from workers import Signal
 from modernllm.core.config import InputError, RunFailed
 from modernllm.training import checkpoint as checkpoints
 from modernllm.training.parallel import processes as all_processes
-from modernllm.training.parallel import shared_out
+from modernllm.training.parallel import apply_fsdp
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_single_number_cannot_be_divided(monkeypatch):
     module.scale = nn.Parameter(torch.tensor(1.0))
     monkeypatch.setattr("modernllm.training.parallel.processes", lambda: type("Two", (), {"num_processes": 2}))
     with pytest.raises(InputError, match="scale is a single number"):
-        shared_out(module, "full", torch.device("cpu"))
+        apply_fsdp(module, "full", torch.device("cpu"))
 
 
 def test_deterministic_twice(processes, tmp_path):

@@ -11,7 +11,7 @@ from modernllm.training.averaging import EMA, LastAverage
 from modernllm.training.callbacks import Callback
 from modernllm.training.guard import SpikeGuard
 from modernllm.training.objectives import LanguageModelling
-from modernllm.training.resume import place
+from modernllm.training.resume import data_position
 
 
 class Crash(Callback):
@@ -109,14 +109,14 @@ def test_a_guard_gives_up(tmp_path):
 
 def test_places_never_repeat():
     skips = [[3, 5], [4, 9], [1, 1], [20, 22]]
-    found = [place(n, skips) for n in range(1, 40)]
+    found = [data_position(n, skips) for n in range(1, 40)]
     passed = {p for first, last in skips for p in range(first, last + 1)}
     assert found == sorted(set(range(found[-1] + 1)) - passed)
 
 
 def test_checkpoints_without_tensors_are_as_before(tmp_path):
     make(tmp_path).fit()
-    newest = checkpoints.name(tmp_path, checkpoints.steps(tmp_path)[-1])
+    newest = checkpoints.checkpoint_path(tmp_path, checkpoints.saved_steps(tmp_path)[-1])
     assert {p.name for p in newest.iterdir()} == {"weights.safetensors", "optimizer.pt", "state.json", "manifest.json"}
 
 

@@ -141,7 +141,7 @@ def test_ctrl_c_saves_and_passes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, callbacks=[Signal(11)]).fit()
     assert signal.getsignal(signal.SIGINT) is before
-    assert checkpoints.steps(tmp_path)[-1] == 11
+    assert checkpoints.saved_steps(tmp_path)[-1] == 11
     assert final_weights(make(tmp_path)) == final_weights(make())
 
 
@@ -154,13 +154,13 @@ def test_second_ctrl_c_does_not_wait(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, callbacks=[Impatient()], checkpoint_every_steps=0).fit()
-    assert checkpoints.steps(tmp_path) == []
+    assert checkpoints.saved_steps(tmp_path) == []
 
 
 def test_damaged_checkpoint_costs_steps_not_the_result(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, callbacks=[Signal(11)]).fit()
-    newest = checkpoints.name(tmp_path, checkpoints.steps(tmp_path)[-1]) / "optimizer.pt"
+    newest = checkpoints.checkpoint_path(tmp_path, checkpoints.saved_steps(tmp_path)[-1]) / "optimizer.pt"
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="step_00000011 is damaged"):
         assert final_weights(make(tmp_path)) == final_weights(make())
@@ -209,7 +209,7 @@ def test_best_is_kept_and_can_be_loaded(tmp_path):
 
     trainer.callbacks.append(Look())
     result = trainer.fit()
-    assert result.best["step"] == 8 and checkpoints.steps(tmp_path) == [8, 20]
+    assert result.best["step"] == 8 and checkpoints.saved_steps(tmp_path) == [8, 20]
     assert weights_hash(result.model) != at_best["hash"]
     assert trainer.load_best()["loss"] == 1.0
     assert weights_hash(result.model) == at_best["hash"]
