@@ -17,7 +17,7 @@ from ..core.config import InputError
 from ..core.evaluation_mode import evaluation_mode
 from ..models.cache import new_cache
 from ..models.config import ModernLLMConfig, own_fields
-from ..models.generation import only_settings
+from ..models.generation import fixed_generation_config
 from ..models.output_head import token_logprobs
 from ..models.transformer import ModernDecoderLM
 
@@ -125,7 +125,7 @@ def continue_long(
     prompts = prompts.to(model.device)
     settings = {"max_new_tokens": new_tokens, "pad_token_id": end_id, "suppress_tokens": [end_id],
                 "do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    with only_settings(model, **settings), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with fixed_generation_config(model, **settings), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         ids = model.generate(prompts, attention_mask=torch.ones_like(prompts))
     return ids[:, prompts.shape[1] :].cpu()

@@ -34,7 +34,7 @@ from modernllm.data.tasks import (
     shared_tokenizer,
 )
 from ..data.tokenizers import tokenizer_hash
-from ..models.generation import only_settings
+from ..models.generation import fixed_generation_config
 from ..training.callbacks import Callback, ProgressBar
 from ..training.config import TrainConfig
 from ..training.objectives import IGNORE, Seq2Seq
@@ -81,7 +81,7 @@ def greedy_answers(
     for start in range(0, len(sources), batch_size):
         rows = sources[start : start + batch_size]
         batch = {name: value.to(model.device) for name, value in collate(rows, [[END]] * len(rows)).items()}
-        with only_settings(model, max_new_tokens=max_new_tokens, eos_token_id=END, pad_token_id=PAD):
+        with fixed_generation_config(model, max_new_tokens=max_new_tokens, eos_token_id=END, pad_token_id=PAD):
             said = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         for row in said[:, 1:].tolist():
             answers.append(row[: row.index(END)] if END in row else row)

@@ -98,7 +98,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         if rolling:  # positions are places in the cache, which holds keys as they were before the rotation
-            q, k = rotary.turn(q, k)
+            q, k = rotary.rotate(q, k)
         p, weights = self.dropout if self.training else 0.0, None
         mask, starts = (None, mask) if mask is not None and mask.ndim == 2 else (mask, None)
         if need_weights:

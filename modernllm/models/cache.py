@@ -27,15 +27,15 @@ class RollingView:
     far: tuple[Tensor, Tensor] | None  # at the queries' positions as seen from the sinks, where these are others
     sinks: Tensor  # (batch, 1, keys, 1) True for the first positions
 
-    def turn(
+    def rotate(
         self,
-        q: Tensor,  # (batch, heads, time, head_dim), not turned yet
-        k: Tensor,  # (batch, kv_heads, keys, head_dim), not turned yet
-    ) -> tuple[Tensor, Tensor]:  # turned by position, ready for attention
-        turned, k = rotate(q, *self.queries), rotate(k, *self.keys)
+        q: Tensor,  # (batch, heads, time, head_dim), before rotation
+        k: Tensor,  # (batch, kv_heads, keys, head_dim), before rotation
+    ) -> tuple[Tensor, Tensor]:  # rotated by position, ready for attention
+        rotated, k = rotate(q, *self.queries), rotate(k, *self.keys)
         if self.far is None:
-            return turned, k
-        q = torch.cat((turned, rotate(q, *self.far)), -1) * 2**0.5
+            return rotated, k
+        q = torch.cat((rotated, rotate(q, *self.far)), -1) * 2**0.5
         return q, torch.cat((k.masked_fill(self.sinks, 0), k.masked_fill(~self.sinks, 0)), -1)
 
 # %% ../../nbs/20_models/cache.ipynb #eb7611fd

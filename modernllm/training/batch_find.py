@@ -17,7 +17,7 @@ from torch import nn
 from ..core.config import InputError, RunFailed
 from ..core.telemetry import peak_memory_mb
 from ..models.config import ModernLLMConfig
-from ..models.kernels import LONGEST
+from ..models.kernels import MAX_KERNEL_LENGTH
 from ..models.memory import step_memory
 from .allocator import release_freed_memory
 from .callbacks import Callback
@@ -155,7 +155,7 @@ def batch_find(
     config, tried = TrainConfig(**{**settings, **own}), []
     shape, context = getattr(make_model(), "config", None), make_batches(1)[0]["input_ids"].shape[1]
     known = device.type == "cpu" and isinstance(shape, ModernLLMConfig) and uses_bfloat16(config.precision, device)
-    predict = (lambda size: held + step_memory(shape, size, context)["peak"]) if known and context <= LONGEST else None
+    predict = (lambda size: held + step_memory(shape, size, context)["peak"]) if known and context <= MAX_KERNEL_LENGTH else None
 
     def fits(size: int) -> bool:
         if device.type == "cpu" and _expected(size, tried, predict) > limit:

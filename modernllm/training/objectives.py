@@ -19,7 +19,7 @@ from ..models.config import ModernLLMConfig
 from ..models.documents import document_starts, real_tokens
 from ..models.logprobs import linear_loss
 from ..models.moe import router_loss
-from ..models.output_head import output_head, without_cache
+from ..models.output_head import no_cache_kwargs, output_head
 
 IGNORE = -100  # target of a position without a loss
 
@@ -73,8 +73,8 @@ def separates_documents(
     model.eval()
     try:
         with torch.autocast(ids.device.type, enabled=False), torch.random.fork_rng(range(torch.cuda.device_count())):
-            packed = model(input_ids=rows, position_ids=one.repeat(2, 2), **without_cache(model)).logits[:, -6:].float()
-            alone = model(input_ids=second[None], position_ids=one, **without_cache(model)).logits[0, -6:].float()
+            packed = model(input_ids=rows, position_ids=one.repeat(2, 2), **no_cache_kwargs(model)).logits[:, -6:].float()
+            alone = model(input_ids=second[None], position_ids=one, **no_cache_kwargs(model)).logits[0, -6:].float()
     except TypeError:  # it does not know position_ids
         return False
     finally:
@@ -124,11 +124,11 @@ class LanguageModelling(Objective):
         check_documents(model, batch)
         head = output_head(model, batch)
         if head is None:
-            out = model(**batch, **without_cache(model))
+            out = model(**batch, **no_cache_kwargs(model))
             logits = out.logits[:, -targets.shape[1] :]  # without the positions that a learnt prompt adds in front
             total, nats = self.of_logits(logits.float().flatten(0, 1), targets.flatten())
         else:
-            out = head.backbone(**batch, **without_cache(head.backbone))
+            out = head.backbone(**batch, **no_cache_kwargs(head.backbone))
             total, nats = linear_loss(out[0].flatten(0, 1), head.weight, targets.flatten(), softcap=head.softcap, **self.extras)
         weight, metrics = (targets != IGNORE).sum(), {"nats": nats.detach()} if any(self.extras.values()) else {}
         if model.training and (routings := getattr(out, "routings", None)):  # of our models with experts

@@ -15,7 +15,7 @@ from . import checkpoint as checkpoints
 from . import identity as identities
 from .checkpoint import Checkpoint
 from .config import config_differences
-from .parallel import check_same_step, gather_to_cpu, broadcast_from_main, load_optimizer_state
+from .parallel import broadcast_from_main, check_same_step, gather_to_cpu, load_optimizer_state
 
 # %% ../../nbs/30_training/resume.ipynb #6396a3c9
 STATE_FIELDS = ("step", "tokens", "stopped", "best", "history", "window")

@@ -33,8 +33,10 @@ from .interrupt import DeferSignals
 from .muon import muon
 from .objectives import LossOutput, Objective
 from .optim import adamw
-from .parallel import make_accelerator, unsharded, broadcast_from_main, apply_fsdp, copy_weights_back, full_tensor
-from .resume import load_best, data_position, resume, roll_back, trainer_state
+from modernllm.training.parallel import (
+    apply_fsdp, broadcast_from_main, copy_weights_back, full_tensor, make_accelerator, unsharded,
+)
+from .resume import data_position, load_best, resume, roll_back, trainer_state
 from .utilisation import log_matmul_limit
 
 # %% ../../nbs/30_training/trainer.ipynb #c28ca977

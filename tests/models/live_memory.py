@@ -87,7 +87,7 @@ def imitated_card():
         patch.object(feedforward, "rms_norm", lambda x, weight, eps: FusedNorm.apply(x.float(), weight).to(torch.bfloat16)),
         patch.object(attention, "causal_attention", lambda q, k, v, *_: FlashAttention.apply(q, k, v)),
         patch.object(transformer, "dropout", lambda x, p, training: ByteDropout.apply(x) if p and training else x),
-        patch.object(moe, "row_step", lambda *_: 0),
+        patch.object(moe, "row_multiple", lambda *_: 0),
         patch.dict(logprobs.ROWS, cpu=logprobs.ROWS_ELSEWHERE),
     ):
         yield

@@ -304,19 +304,19 @@ def test_classes_and_places_that_are_not_as_built():
     assert not torch.equal(by_transformers(model, **inputs, do_sample=False), generate(own, **inputs, do_sample=False))
     assert model.calls == 2 * 20
     reordered(own)
-    assert not decoding.is_plain(own, transformer.OWN_PARTS)
+    assert not decoding.is_unmodified(own, transformer.OWN_MODULES)
     for change in (lambda m: m.model.layers[0].train(), lambda m: setattr(m.model.embed_tokens, "max_norm", 0.5)):
         own = build()
         change(own)
-        assert not decoding.is_plain(own, transformer.OWN_PARTS)
+        assert not decoding.is_unmodified(own, transformer.OWN_MODULES)
     with patch.object(SwiGLU, "forward", lambda self, x: -self.down_proj(x[..., :1].expand(-1, -1, 96))):
-        assert not decoding.is_plain(build(), transformer.OWN_PARTS)
+        assert not decoding.is_unmodified(build(), transformer.OWN_MODULES)
     handle = register_module_forward_hook(lambda *_: None)
     try:
-        assert not decoding.is_plain(build(), transformer.OWN_PARTS)
+        assert not decoding.is_unmodified(build(), transformer.OWN_MODULES)
     finally:
         handle.remove()
-    assert decoding.is_plain(build(), transformer.OWN_PARTS)
+    assert decoding.is_unmodified(build(), transformer.OWN_MODULES)
 
 
 def test_inputs_that_are_not_known_and_streamers_are_left_to_transformers():

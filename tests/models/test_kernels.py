@@ -53,7 +53,7 @@ def test_windows_sinks_and_documents_equal_the_definition(time, window, sunk, gr
 
 
 def test_a_long_window_is_masked_and_a_float_mask_adds():
-    q, k, v = torch.randn(3, 1, 2, kernels.LONGEST + 60, 4, dtype=torch.float64)
+    q, k, v = torch.randn(3, 1, 2, kernels.MAX_KERNEL_LENGTH + 60, 4, dtype=torch.float64)
     sinks = torch.tensor([0.5, -1.0], dtype=torch.float64)
     long = kernels.causal_attention(q, k, v, sinks=sinks, window=70)[:, :, -50:]
     torch.testing.assert_close(long, kernels.causal_attention(*(x[:, :, -130:] for x in (q, k, v)), 0.0, sinks, 70)[:, :, -50:])
