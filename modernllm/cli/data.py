@@ -44,6 +44,7 @@ def place(
 # %% ../../nbs/70_cli/data.ipynb #12a24cfc
 @data.command(epilog=examples(
     "modernllm data show wikitext2", "modernllm data show tinystories --split validation --rows 5",
+    "modernllm data show my.txt    how own text becomes documents",
 ))
 @click.argument("name")
 @click.option("--split", default="train", show_default=True, help="Which split to read.")
@@ -61,17 +62,14 @@ def show(name, split, rows):
             click.echo(f"[{i}] {column}: {text[:200]}{'…' if len(text) > 200 else ''}")
 
 # %% ../../nbs/70_cli/data.ipynb #8d05d15a
-@data.command(epilog=examples("modernllm data fetch wikitext2", "modernllm data fetch wikitext2 tinystories"))
+@data.command(epilog=examples("modernllm data fetch wikitext2", "modernllm data fetch wikitext2 hub:roneneldan/TinyStories"))
 @click.argument("names", nargs=-1, required=True)
 def fetch(names):
     "Bring data sets onto this machine, all splits, so that later work needs no network."
     from tqdm import tqdm
 
-    from modernllm.core.config import check_name
     from modernllm.data import sources
-    for name in names:
-        check_name("data set", name, sources.CATALOGUE)
-    todo = [(name, split) for name in names for split in sources.CATALOGUE[name].splits]
-    for name, split in tqdm(todo, desc="fetch", unit="split"):
-        loaded = sources.load(name, split)
-        tqdm.write(f"{name} {split}: {len(loaded.dataset):,} rows, {loaded.source}, fingerprint {loaded.fingerprint[:12]}")
+    todo = [(source, split) for source in map(sources.resolve, names) for split in source.splits]
+    for source, split in tqdm(todo, desc="fetch", unit="split"):
+        loaded = sources.load(source, split)
+        tqdm.write(f"{source.name} {split}: {len(loaded.dataset):,} rows, {loaded.source}, fingerprint {loaded.fingerprint[:12]}")

@@ -9,6 +9,7 @@ _EXPORTS = {
     "Loaded": "sources",
     "load": "sources",
     "names": "catalogue",
+    "resolve": "catalogue",
     "tokenizer_hash": "tokenizers",
     "train_bpe": "tokenizers",
     "Corpus": "corpus",

@@ -182,7 +182,7 @@ def test_articles_behind_one_another_are_the_published_file(mirror, cache):
 
 def test_rows_before_the_first_heading_are_kept():
     rows = [" loose line \n", "", " = One = \n", "", " text \n"]
-    loaded = Loaded("wikitext2", "test", "mirror", datasets.Dataset.from_dict({"text": rows}), "0")
+    loaded = Loaded("wikitext2", "test", "mirror", datasets.Dataset.from_dict({"text": rows}), "0", documents="articles")
     assert documents(loaded) == [" loose line \n", " \n = One = \n \n text \n"]
 
 
@@ -250,8 +250,8 @@ def test_large_vocabularies_take_four_bytes(tmp_path, monkeypatch):
         def __len__(self):
             return 2**16 + 1
 
-        def convert_tokens_to_ids(self, token):
-            return 1
+        def get_vocab(self):
+            return {"<|endoftext|>": 1}
 
     monkeypatch.setattr(module, "encode_documents", lambda tokenizer, texts: [[2**16] for _ in texts])
     module._pack(tmp_path / "wide", ["a", "b"], Wide())
