@@ -8,11 +8,12 @@ __all__ = ['code_of', 'spec_content', 'resolve', 'upstream_folder', 'data_hints'
 # %% ../../nbs/00_core/staleness.ipynb #75672184
 import json
 import os
+import re
 from pathlib import Path
 
 from .config import InputError, settings
 from .expand import RunSpec, run_folder
-from .provenance import file_sha256, json_sha256, notebook_hash, source_hashes
+from .provenance import file_sha256, json_sha256, notebook_hash, path_sha256, source_hashes
 from .records import load_record
 
 # %% ../../nbs/00_core/staleness.ipynb #b7a22d01
@@ -95,6 +96,8 @@ def data_hints(
             hints[name] = json_sha256(entry)
         elif source["stand_in"] and lock.is_file():
             hints[name] = file_sha256(lock)
+        elif (own := settings().root / re.sub(r"(\.jsonl):[^:]+$", r"\1", name)).exists():  # text in the project's folder
+            hints[name] = path_sha256(own)[0]
     return hints
 
 # %% ../../nbs/00_core/staleness.ipynb #488728ca

@@ -162,6 +162,16 @@ def test_a_run_records_own_text(here):
     assert str(here) not in record.to_json()
 
 
+def test_a_changed_text_makes_a_study_stale(here):
+    from modernllm.core.staleness import data_hints
+
+    (here / "rows.jsonl").write_text("{}")
+    data = dict.fromkeys(("my.txt", "rows.jsonl:body", "hub:org/name", "none.txt"), {"stand_in": None})
+    before = data_hints(data)
+    (here / "my.txt").write_text("another text")
+    assert before.keys() == {"my.txt", "rows.jsonl:body"} and before["my.txt"] != data_hints(data)["my.txt"]
+
+
 def on_the_hub(monkeypatch, **splits):
     found = datasets.DatasetDict({name: datasets.Dataset.from_dict(columns) for name, columns in splits.items()})
     monkeypatch.setattr(sources, "_from_hub", lambda source, split: (found, ""))
