@@ -127,9 +127,9 @@ def differences(
     a: RunFolder,
     b: RunFolder,
 ) -> list[tuple[str, str, str]]:  # (setting, value of a, value of b)
-    "Settings that differ; one that a run leaves to its default is shown as \"default\"."
+    "Settings that differ; one that a run leaves to its default, or to the model of `init`, is \"not set\"."
     names = sorted(a.settings.keys() | b.settings.keys())
-    values = [(name, *(run.settings.get(name, "default") for run in (a, b))) for name in names]
+    values = [(name, *(run.settings.get(name, "not set") for run in (a, b))) for name in names]
     return [(name, str(left), str(right)) for name, left, right in values if left != right]
 
 

@@ -70,7 +70,7 @@ class DataRead(Config):
 
     name: str
     split: str
-    source: Literal["mirror", "hub", "embedded", "generated"]
+    source: Literal["mirror", "hub", "embedded", "generated", "own"]  # own: files of the person who ran it
     generated: bool
     fingerprint: str
     note: str = ""

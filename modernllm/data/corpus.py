@@ -19,8 +19,9 @@ import numpy as np
 from ..core.config import InputError, RunFailed, check_name, settings
 from ..core.provenance import json_sha256
 from ..core.seeding import numpy_rng
-from .catalogue import CATALOGUE
+from .catalogue import CATALOGUE, resolve
 from .sources import Loaded, load
+from .text_files import END
 from .tokenizers import encode_documents, tokenizer_hash, train_bpe
 
 # %% ../../nbs/10_data/corpus.ipynb #8fa65165
@@ -31,11 +32,11 @@ def documents(
     loaded: Loaded,
 ) -> list[str]:
     "The texts of a split, one a document."
-    if CATALOGUE[loaded.name].is_pairs:
+    if loaded.documents == "pairs":
         texts = ", ".join(name for name, source in CATALOGUE.items() if not source.is_pairs)
         raise InputError(f"data set '{loaded.name}' holds pairs, not running text (allowed: {texts})")
     rows = loaded.dataset["text"][:]
-    if CATALOGUE[loaded.name].documents == "rows":
+    if loaded.documents == "rows":
         return [text for text in rows if text]
     starts = [
         i - 1
@@ -59,7 +60,7 @@ class TokenSplit:
     n_bytes: int
     n_words: int
     n_line_ends: int
-    source: str = "generated"  # mirror, hub, embedded or generated
+    source: str = "generated"  # mirror, hub, embedded, generated or own
     generated: bool = True
     fingerprint: str = ""
     note: str = ""
@@ -112,9 +113,10 @@ def _check_length(split: TokenSplit, block_size: int):
     if type(block_size) is not int or block_size < 1:
         raise InputError(f"block_size is {block_size!r}; allowed: an integer of 1 or more")
     if split.n_tokens < block_size + 1:
+        needed = -(-split.n_bytes * (block_size + 1) // split.n_tokens)
         raise InputError(
             f"corpus '{split.name}', split '{split.split}', has {split.n_tokens} tokens, shorter than one block: "
-            f"block_size is {block_size}, allowed: {split.n_tokens - 1} or less"
+            f"block_size is {block_size}, allowed: {split.n_tokens - 1} or less, or about {needed:,} bytes of text"
         )
 
 # %% ../../nbs/10_data/corpus.ipynb #7a5a47bf
@@ -125,7 +127,9 @@ def _pack(folder: Path, texts: list[str], tokenizer):
     "Write tokens, document starts and counts into a new folder."
     from tqdm import tqdm
 
-    boundary = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    boundary = tokenizer.get_vocab().get(END)
+    if boundary is None:
+        raise InputError(f"the tokenizer has no token {END}, which stands before each document")
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     rows = []
     with tqdm(total=len(texts), desc="tokenising", unit="document", delay=2, mininterval=1, leave=False) as bar:
@@ -170,8 +174,8 @@ def token_split(
     if limit_documents is not None:
         fingerprint = json_sha256([fingerprint, limit_documents])
         note = "; ".join(filter(None, [note, f"the first {limit_documents} documents"]))
-    key = json_sha256([PACKING, fingerprint, CATALOGUE[loaded.name].documents, tokenizer_hash(tokenizer)])[:16]
-    folder = settings().cache / "corpus" / f"{loaded.name}-{loaded.split}-{key}"
+    key = json_sha256([PACKING, fingerprint, loaded.documents, tokenizer_hash(tokenizer)])[:16]
+    folder = settings().cache / "corpus" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', loaded.name)[-60:]}-{loaded.split}-{key}"
     if not folder.exists():
         texts = documents(loaded)[:limit_documents:every_nth]
         if not texts:
@@ -215,8 +219,8 @@ class Corpus:
 
 
 def load_corpus(
-    name: str = "embedded_docs",  # a data set of running text in the catalogue
-    vocab_size: int = 4096,
+    name: str = "embedded_docs",  # of the catalogue, own text such as "my.txt", or "hub:org/name": see `catalogue.resolve`
+    vocab_size: int | None = None,  # None: 4,096, or as many as the text supports
     *,
     stand_in: str | None = None,  # used when `name` cannot be had
     limit_documents: int | None = None,  # keep only the first documents of each split
@@ -228,11 +232,11 @@ def load_corpus(
         raise InputError(f"limit_documents is {limit_documents!r}; allowed: an integer of 1 or more, or none")
     if type(every_nth) is not int or every_nth < 1:
         raise InputError(f"every_nth is {every_nth!r}; allowed: an integer of 1 or more")
-    check_name("data set", name, CATALOGUE)
-    loaded = {"train": load(name, "train", stand_in=stand_in)}
-    # All splits come from one data set: after a stand-in for one, the others are its too.
-    name = loaded["train"].name
-    loaded |= {split: load(name, split) for split in CATALOGUE[name].splits if split != "train"}
+    source = resolve(name)
+    loaded = {"train": load(source, "train", stand_in=stand_in)}
+    if (name := loaded["train"].name) != source.name:
+        source = resolve(name)  # all splits come from one data set: after a stand-in for one, the others are its too
+    loaded |= {split: load(source, split) for split in source.splits if split not in ("train", "all")}
     if tokenizer is None:
         tokenizer = train_bpe(documents(loaded["train"])[:limit_documents:every_nth], vocab_size)
     kept = {"train": every_nth}

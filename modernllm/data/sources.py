@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from ..core.config import InputError, check_name, settings
 from ..core.provenance import file_sha256
-from .catalogue import CATALOGUE, MirrorFile, Source
+from .catalogue import CATALOGUE, MirrorFile, Source, resolve
+from .text_files import hold_out
 
 if TYPE_CHECKING:
     import datasets
@@ -31,11 +32,12 @@ class Loaded:
 
     name: str  # of the data set that was read: the stand-in's when there was one
     split: str
-    source: str  # "mirror", "hub", "embedded" or "generated"
+    source: str  # "mirror", "hub", "embedded", "generated" or "own"
     dataset: "datasets.Dataset"
     fingerprint: str  # SHA-256 of the rows
     generated: bool = False
-    note: str = ""  # what is partial, or what it stands in for
+    note: str = ""  # what is partial, what it stands in for, or how validation was held out
+    documents: str = "rows"  # how rows become documents, as `Source.documents` says
 
     def provenance(self) -> dict:
         "The entry in a record's `data`."
@@ -137,8 +139,8 @@ def hub_answers(
     return bool(answers)
 
 
-def _from_hub(source: Source, split: str) -> tuple["datasets.Dataset | None", str]:
-    "The split from the hub's cache or the hub, or None and what was tried."
+def _from_hub(source: Source, split: str | None) -> tuple["datasets.Dataset | datasets.DatasetDict | None", str]:
+    "A split, or all by name, from the hub's cache or the hub; or None and what was tried."
     import datasets
     import huggingface_hub
 
@@ -168,13 +170,14 @@ class NotAvailable(InputError):
 
 
 def load(
-    name: str,  # a name of the catalogue
+    name: str | Source,  # of the catalogue, of own text files or `hub:org/name`; or what `resolve` made of it
     split: str,  # "train", "validation" or "test"
     *,
     stand_in: str | None = None,  # data set to use when `name` cannot be had, such as "embedded_docs"
 ) -> Loaded:
-    "A split of a data set: from the mirror, else the hub or its cache, else the stand-in if one is named."
-    source = CATALOGUE[check_name("data set", name, CATALOGUE)]
+    "A split of a data set: own files, else from the mirror, else the hub or its cache, else the stand-in if one is named."
+    source = name if isinstance(name, Source) else resolve(name)
+    name = source.name
     check_name(f"split of {name}", split, source.splits)
     if stand_in is not None:
         check_name("stand-in", stand_in, [other.name for other in CATALOGUE.values() if other.made])
@@ -182,18 +185,23 @@ def load(
             raise InputError(f"stand-in '{stand_in}' and '{name}' are not of one kind: one holds pairs, one running text")
     if source.made:
         return _loaded(source, split, source.place, _dataset(source.made(split)))
+    if source.files:
+        return _loaded(source, split, "own", *source.files.split(split))
     tried = []
     root, file = settings().data, source.mirror.get(split)
-    if root is None:
+    if not source.listed:
+        pass  # a mirror holds data sets of the catalogue
+    elif root is None:
         tried.append("mirror: MODERNLLM_DATA is not set")
     else:
         rows = _from_mirror(source, file, root)
         if rows is not None:
             return _loaded(source, split, "mirror", _dataset(rows), file.note)
         tried.append(f"mirror: {root} does not hold this split")
-    dataset, problem = _from_hub(source, split) if source.hub else (None, "hub: it has no official copy")
+    asked = split if source.listed else None
+    dataset, problem = _from_hub(source, asked) if source.hub else (None, "hub: it has no official copy")
     if dataset is not None:
-        return _loaded(source, split, "hub", dataset)
+        return _loaded(source, split, "hub", *((dataset,) if source.listed else _part(source, split, dataset)))
     if stand_in is not None:
         loaded = load(stand_in, split)
         columns = {old: new for old, new in zip(loaded.dataset.column_names, source.columns) if old != new}
@@ -201,13 +209,28 @@ def load(
     tried.append(problem)
     raise NotAvailable(
         f"data set '{name}', split '{split}', cannot be had. Tried {'; '.join(tried)}. "
-        f"It is at {source.where()}: download it there, or set MODERNLLM_DATA to a mirror that holds it"
+        f"It is at {source.where()}: download it there" + (", or set MODERNLLM_DATA to a mirror that holds it" * source.listed)
     )
+
+
+def _part(source: Source, split: str, found: "datasets.DatasetDict") -> tuple["datasets.Dataset", str]:
+    "Training or validation texts of a data set of the hub that the catalogue does not list, and a note."
+    column, held_out = source.columns[0], "validation" not in found
+    if "train" not in found:
+        raise InputError(f"{source.name}: has no split 'train' (it has: {', '.join(found)})")
+    dataset = found["train" if held_out else split]
+    texts = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
+    if column not in texts:
+        raise InputError(f"{source.name}: has no column of text '{column}' (it has: {', '.join(texts) or 'none'}); "
+                         "name one as hub:org/name:CONFIG:COLUMN, CONFIG may be empty")
+    dataset = dataset.select_columns([column]).rename_columns({column: "text"} if column != "text" else {})
+    return hold_out(dataset, split) if held_out else (dataset, "")
 
 
 def _loaded(source: Source, split: str, place: str, dataset: "datasets.Dataset", note: str = "") -> Loaded:
     if not len(dataset):
         raise InputError(f"data set '{source.name}', split '{split}', from the {place} has no rows")
-    dataset = dataset.select_columns(list(source.columns))
-    return Loaded(source.name, split, place, dataset, fingerprint(dataset, source.columns),
-                  generated=place == "generated", note=note)
+    columns = source.columns if source.listed else ("text",)
+    dataset = dataset.select_columns(list(columns))
+    return Loaded(source.name, split, place, dataset, fingerprint(dataset, columns), generated=place == "generated",
+                  note=note, documents=source.documents)
