@@ -60,7 +60,7 @@ def _is_configured(layer, place, config):
 
 def is_unmodified(
     model: nn.Module,  # a ModernDecoderLM in evaluation mode
-    parts: dict[str, dict],  # as PARTS, of the model itself (""), its backbone ("model") and its layers ("layer")
+    parts: dict[str, dict],  # as ALLOWED_MODULES, of the model itself (""), its backbone ("model") and its layers ("layer")
 ) -> bool:
     "Whether nothing but our own modules, plain tensors and the standard preparation of inputs is at work."
     known, methods = ALLOWED_MODULES | parts, [getattr(model, name, None) for name in STANDARD_METHODS]
