@@ -47,7 +47,7 @@ def build(what, profile):
     from modernllm.reporting.check import refuse_typed, stale
     names = ["paper", "slides"] if what == "all" else [what]
     refuse_typed(names)
-    batch.run(None, profile, summaries_only=True, say=lambda line: None)
+    batch.run_studies(None, profile, summaries_only=True, say=lambda line: None)
     for line in stale(profile):
         click.echo(f"stale: {line}", err=True)
     for name in names:

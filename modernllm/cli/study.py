@@ -71,7 +71,7 @@ def run(studies, profile, jobs, keep_going):
     "Run what is stale, then the summaries. Running it again does nothing."
     names = checked(studies, profile)
     from modernllm.core import batch
-    batch.run(names, profile, jobs=jobs, keep_going=keep_going)
+    batch.run_studies(names, profile, jobs=jobs, keep_going=keep_going)
 
 # %% ../../nbs/70_cli/study.ipynb #521d9053
 @study.command("exec", epilog=examples("modernllm study exec runs/smoke/lm_baselines/small/s0    run or finish this one run"))

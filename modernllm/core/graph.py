@@ -17,7 +17,7 @@ from .expand import RunSpec, estimate, expand, selected_among, variants
 from .plan import Plan, load_plan
 from .plan import studies as all_studies
 from .records import load_record, load_records, record_path
-from .selection import select, selection_path
+from .selection import select_variants, selection_path
 from .staleness import changes, code_of, data_hints, read_ran, resolve, spec_content
 
 # %% ../../nbs/00_core/graph.ipynb #6b2d055c
@@ -144,7 +144,7 @@ class _States:
 
     def _selection(self, study: str, profile: str) -> dict:
         if study not in self.selections:
-            self.selections[study] = select(self.plans[study], profile)
+            self.selections[study] = select_variants(self.plans[study], profile)
         return self.selections[study]
 
     def selected(self, study: str, profile: str) -> bool:

@@ -21,7 +21,7 @@ from ..core.config import InputError, RunFailed, check_name
 from ..core.telemetry import Telemetry
 from .peers import TRAIN_PEERS, llama_generate, llama_nats
 from .perplexity import token_nats
-from .turns import OURS, Bench, Turns, metric_name, take_turns
+from .turns import OURS, Bench, InterleavedTiming, metric_name, time_interleaved
 from ..models.budget import total_parameters, training_flops
 from ..models.config import ModernLLMConfig
 from ..models.transformer import ModernDecoderLM
@@ -151,9 +151,10 @@ def bench_train(
     bench.flops = bench.tokens * sum(flops.values()), bench.tokens * (flops["matrices"] + flops["head"])
     with _threads(threads), tempfile.TemporaryDirectory() as folder:
         peers = {name: make(model, batches, config) for name, make in TRAIN_PEERS.items()}
-        turns = Turns(bench, peers, steps, rounds, seconds, lambda: (matmul_limit(device), own_limit(products, device)))
+        limits = lambda: (matmul_limit(device), own_limit(products, device))
+        timing = InterleavedTiming(bench, peers, steps, rounds, seconds, limits)
         telemetry = Telemetry(folder)
-        Trainer(model, LanguageModelling(), batches, config, callbacks=[turns], telemetry=telemetry).fit()
+        Trainer(model, LanguageModelling(), batches, config, callbacks=[timing], telemetry=telemetry).fit()
         telemetry.close()
     return bench
 
@@ -178,7 +179,7 @@ def bench_generate(
         for cache in ("dynamic", "static"):
             peer = llama_generate(model, cache)
             sides[f"transformers, {cache} cache"] = lambda peer=peer: peer(ids, new)
-        texts = take_turns(bench, sides, rounds, seconds, model.device)
+        texts = time_interleaved(bench, sides, rounds, seconds, model.device)
     bench.checks = {name: (text == texts[OURS])[:, prompt:].float().mean().item() for name, text in texts.items()}
     return bench
 
@@ -204,7 +205,7 @@ def bench_eval(
         return float(token_nats(model, tokens, first=first, context=context, batch_size=batch_size).sum(dtype="float64"))
 
     with _threads(threads):
-        nats = take_turns(bench, {OURS: ours, "transformers Llama": lambda: llama(ids)}, rounds, seconds, model.device)
+        nats = time_interleaved(bench, {OURS: ours, "transformers Llama": lambda: llama(ids)}, rounds, seconds, model.device)
     bench.checks = {name: value / bench.tokens for name, value in nats.items()}
     return bench
 

@@ -132,7 +132,7 @@ def new_start(
     softness: dict | None = None,  # arguments of `trainable_t5`
     rates: dict | None = None,  # arguments of `program_rates`
 ) -> tuple[T5ForConditionalGeneration, dict[str, Tensor]]:
-    "A model to start from, and rates for `Pace`; {} where every weight moves at the full rate."
+    "A model to start from, and rates for `PerWeightLR`; {} where every weight moves at the full rate."
     check_name("start", name, STARTS)
     seed_everything(seed)
     if name == "random":

@@ -191,7 +191,7 @@ class Writer:
         scaled = self.config.d_model**0.5 if self.config.scale_decoder_outputs else 1
         final[first : first + code.length] = size * 2.0 ** math.ceil(math.log2(logit * scaled))
 
-    def windows(self):
+    def write_window_bias(self):
         m = -self.build.window
         half = self.config.relative_attention_num_buckets // 2
         bias = self.model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
@@ -204,7 +204,7 @@ class Writer:
                 bias[:, head] = m
                 bias[half + shift if shift > 0 else -shift, head] = 0
 
-    def select(self, node: Expr, level: int | None = None):
+    def selection_pairs(self, node: Expr, level: int | None = None):
         "The query-key pairs of a selection; the sink is the end row."
         s, b = node.select, self.build
         counts = isinstance(node, Count) and s.window != "shift"
@@ -271,7 +271,7 @@ class Writer:
         dest = range(place.channel, place.channel + place.width)
         levels = range(len(place.heads)) if isinstance(node, Count) and node.select.less else [None]
         for head, level in zip(place.heads, levels):
-            pairs, data = self.select(node, level)
+            pairs, data = self.selection_pairs(node, level)
             if isinstance(node, Count):
                 factor = 1.0 if node.select.window == "shift" else b.scale
                 self.head(layer, head, pairs, [data], dest, factor)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modernllm.core import execute, graph
-from modernllm.core.batch import run as run_batch
+from modernllm.core.batch import run_studies as run_batch
 from modernllm.core.config import InputError, RunFailed, settings
 from modernllm.core.locks import unlock
 from modernllm.core.records import load_record

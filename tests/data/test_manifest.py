@@ -39,7 +39,7 @@ def test_described_from_a_mirror(mirror, cache, tmp_path, monkeypatch):
 def test_an_altered_mirror_is_not_listed_as_absent(mirror, cache):
     (mirror / "wikitext2/test.txt.gz").write_bytes(b"")
     with pytest.raises(InputError, match="expected SHA-256"):
-        manifest.describe("wikitext2")
+        manifest.manifest_entry("wikitext2")
 
 
 def test_histogram_is_the_same_twice(mirror, cache, project, monkeypatch):

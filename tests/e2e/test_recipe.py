@@ -11,7 +11,7 @@ from modernllm.core.config import InputError
 from modernllm.core.expand import expand, own_params, selected_among
 from modernllm.core.plan import GIVEN, load_plan, notebook_parameters
 from modernllm.core.records import Record, publish
-from modernllm.core.selection import select
+from modernllm.core.selection import select_variants
 from modernllm.core.staleness import resolve
 from modernllm.evaluation.perplexity import prefix_loss
 from modernllm.reporting.results import example_records
@@ -82,7 +82,7 @@ def kept(recipe, losses, variant="together"):
     invent(recipe, dict.fromkeys(selected_among(recipe, "cpu"), 5.0) | losses)
     spec = next(run for run in expand(recipe, "cpu") if run.variant == variant)
     pick = {"params": dict(spec.params), "pick": dict(spec.pick), "inputs": {}, "kill": None}
-    return resolve(pick, select(recipe, "cpu"))["params"]
+    return resolve(pick, select_variants(recipe, "cpu"))["params"]
 
 
 def test_of_changes_that_exclude_each_other_the_better_is_carried_on(recipe):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from modernllm.core.config import InputError
-from modernllm.evaluation.perplexity import PerplexityCard, perplexity_card, prefix_loss, token_nats, windows
+from modernllm.evaluation.perplexity import PerplexityCard, perplexity_card, prefix_loss, token_nats, window_spans
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
 
@@ -53,7 +53,7 @@ def decoder():
 @settings(max_examples=60, deadline=None)
 def test_every_token_is_scored_once_inside_its_window(n, context, data):
     stride = data.draw(st.integers(1, context))
-    spans = windows(n, context, stride)
+    spans = window_spans(n, context, stride)
     assert [p for _, fresh, end in spans for p in range(fresh, end)] == list(range(n))
     for start, fresh, end in spans:
         assert start <= fresh < end <= start + context

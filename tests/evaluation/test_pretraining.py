@@ -9,7 +9,7 @@ import torch
 from modernllm.core.config import InputError, atomic_write, settings
 from modernllm.core.runs import Run
 from modernllm.evaluation import pretraining
-from modernllm.evaluation.pretraining import keep_model, new_decoder, pretrain, read_cards, read_corpus
+from modernllm.evaluation.pretraining import keep_model, new_decoder, pretrain, evaluate_perplexity, read_corpus
 from modernllm.training.callbacks import Callback
 from modernllm.training.config import TrainConfig
 
@@ -45,7 +45,7 @@ def test_a_stand_in_is_read_only_where_the_plan_allows_it(run, corpus):
 
 def test_the_test_split_counts_as_read_only_when_it_is_read(run, corpus):
     model = new_decoder(corpus, context=16, seed=0, **SMALL)
-    cards = read_cards(run, model, corpus, context=16, test=False)
+    cards = evaluate_perplexity(run, model, corpus, context=16, test=False)
     assert list(cards) == ["validation"]
     record = run.finish()
     assert record.splits_read == ["train", "validation"]
@@ -65,7 +65,8 @@ def test_all_readings_of_test(run, corpus, monkeypatch):
     monkeypatch.setattr(pretraining, "perplexity_card", card)
     closed = SimpleNamespace(name="wikitext2", tokenizer=corpus.tokenizer, limit_documents=3,
                              validation=corpus.validation, test=corpus.test)  # fmt: skip
-    assert list(read_cards(run, None, closed, context=16, stride=8)) == ["validation", "test", "test_sliding", "test_raw"]
+    cards = evaluate_perplexity(run, None, closed, context=16, stride=8)
+    assert list(cards) == ["validation", "test", "test_sliding", "test_raw"]
     assert seen == [("validation", False, None), ("validation", "validation"), ("test", False, None), ("test", "test"),
                     ("test", False, 8), ("test", "test_sliding"), ("test", True, None), ("test", "test_raw")]  # fmt: skip
     assert {data["name"] for data in run._values["data"]} == {"embedded_docs", "wikitext2_raw"}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from modernllm.core.config import InputError
-from modernllm.evaluation.stats import against, by_seed
+from modernllm.evaluation.stats import compare_to_baseline, by_seed
 
 
 def records(**values):
@@ -22,7 +22,7 @@ def test_killed_runs_and_runs_without_the_metric_take_no_part():
 
 def test_the_correction_counts_the_tests_that_were_made():
     found = records(base=[1.0, 1.1, 1.2], paired=[0.5, 0.61, 0.7], more=[1.0, 1.1, 1.2, 1.3], single=[0.1])
-    rows = against(found, "loss", "base").set_index("variant")
+    rows = compare_to_baseline(found, "loss", "base").set_index("variant")
     assert list(rows.paired) == [True, False, False] and list(rows.n) == [3, 4, 1]
     assert rows.p_holm["paired"] == pytest.approx(2 * rows.p["paired"]) and rows.p_holm["more"] == rows.p["more"]
     assert rows.difference["single"] == pytest.approx(-1.0) and rows[["low", "p", "p_holm"]].loc["single"].isna().all()
@@ -30,5 +30,5 @@ def test_the_correction_counts_the_tests_that_were_made():
 
 def test_a_baseline_that_is_not_there_is_named():
     with pytest.raises(InputError, match="bsae.*did you mean 'base'"):
-        against(records(base=[1.0], other=[1.0]), "loss", "bsae")
-    assert against(records(base=[1.0, 2.0]), "loss", "base").empty
+        compare_to_baseline(records(base=[1.0], other=[1.0]), "loss", "bsae")
+    assert compare_to_baseline(records(base=[1.0, 2.0]), "loss", "base").empty

@@ -7,7 +7,7 @@ import pytest
 
 from modernllm.core.config import InputError
 from modernllm.synthetic.compiler import compile_t5
-from modernllm.synthetic.exactness import draw_cases, first_failure, forced, measure, measure_all, percent
+from modernllm.synthetic.exactness import sample_cases, first_failure, teacher_forced_exactness, measure, measure_all, percent
 from modernllm.synthetic.program import interpret
 from modernllm.synthetic.running import answer
 from modernllm.synthetic.tasks import TASKS, make_task
@@ -26,8 +26,8 @@ def test_interpreter_is_the_reference(name):
 def test_compiled_is_the_reference(name, config):
     task = make_task(name, 60, 16)
     model = compile_t5(task, config)
-    inputs = [[], *draw_cases(task, 16, 8, "all"), *draw_cases(task, 6, 4, "three")]
-    assert all(forced(model, inputs, [task.reference(ids) for ids in inputs]))
+    inputs = [[], *sample_cases(task, 16, 8, "all"), *sample_cases(task, 6, 4, "three")]
+    assert all(teacher_forced_exactness(model, inputs, [task.reference(ids) for ids in inputs]))
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -9,7 +9,7 @@ from transformers import T5Config
 
 from modernllm.core.config import InputError
 from modernllm.synthetic.compiler import compile_t5
-from modernllm.synthetic.exactness import forced
+from modernllm.synthetic.exactness import teacher_forced_exactness
 from modernllm.synthetic.language import (
     Choose,
     FromEnd,
@@ -119,4 +119,4 @@ def test_compiled_equals_interpreted(program, seed, build, gated, sdpa):
         assert "needs" in str(error)
         assume(False)
     model.set_attn_implementation("sdpa" if sdpa else "eager")
-    assert all(forced(model, wanted, said))
+    assert all(teacher_forced_exactness(model, wanted, said))

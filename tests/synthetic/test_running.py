@@ -12,7 +12,7 @@ from modernllm.core.config import InputError
 from modernllm.data.tokenizers import train_bpe
 from modernllm.synthetic.compiler import compile_t5
 from modernllm.synthetic.drawing import draw_heads, panels
-from modernllm.synthetic.exactness import compile_longest, count_error, forced
+from modernllm.synthetic.exactness import compile_longest, count_error, teacher_forced_exactness
 from modernllm.synthetic.language import Count, Select, count, gather, tokens
 from modernllm.synthetic.layout import make_plan
 from modernllm.synthetic.program import Program, interpret
@@ -209,7 +209,7 @@ def test_modes_do_not_reach_an_answer(shared, mode, around):
     modes = [module.training for module in model.modules()]
     task = make_task("reverse", 60, 8)
     with around():
-        assert answer(model, ASKED) == SAID and forced(model, ASKED, SAID) == [True] * len(ASKED)
+        assert answer(model, ASKED) == SAID and teacher_forced_exactness(model, ASKED, SAID) == [True] * len(ASKED)
         assert count_error(model, task, ASKED) < 1e-4
         assert torch.is_autocast_enabled("cpu") == (around is AUTOCAST)
     assert [module.training for module in model.modules()] == modes

@@ -21,7 +21,7 @@ from modernllm.synthetic.benchmark import (
 from modernllm.synthetic.compiler import compile_t5
 from modernllm.synthetic.layout import make_plan
 from modernllm.synthetic.trainability import Substituted, gradient_sums, saturation, sharpness, single_steps
-from modernllm.synthetic.trainable import Anneal, Pace, balance, fetch_lead, open_room, soften
+from modernllm.synthetic.trainable import Anneal, PerWeightLR, rescale_channels, fetch_lead, fill_empty_channels, soften_attention
 from modernllm.training.callbacks import Callback
 from modernllm.training.config import TrainConfig
 from modernllm.training.objectives import Seq2Seq
@@ -50,10 +50,10 @@ def test_every_change_keeps_every_decision(small, names):
     model, plan, task = made(small, names)
     pairs = task_pairs(task, 24, "test", symbols=96)
     assert score_pairs(model, pairs)["exact_match"] == 1
-    for change in (balance, soften, open_room):
+    for change in (rescale_channels, soften_attention, fill_empty_channels):
         change(model, plan)
         assert score_pairs(model, pairs)["exact_match"] == 1, change
-    open_room(model, plan, rank=4)
+    fill_empty_channels(model, plan, rank=4)
     assert score_pairs(model, pairs)["token_accuracy"] > 0.9
 
 
@@ -62,7 +62,7 @@ def test_balancing_changes_no_logit(small):
     batch = TaskBatches(task, batch_size=8, symbols=96)[0]
     with torch.no_grad():
         before = model(**batch).logits
-        balance(model, plan)
+        rescale_channels(model, plan)
         assert (model(**batch).logits - before).abs().max() < 0.05 * before.abs().max()
 
 
@@ -80,9 +80,9 @@ def test_the_random_part_begins_as_in_a_model_of_its_own(small):
 
 def test_less_of_the_room_is_shown(small):
     model, plan, _ = made(small)
-    open_room(model, plan, show=0.5)
+    fill_empty_channels(model, plan, show=0.5)
     half = model.decoder.final_layer_norm.weight[-1].item()
-    open_room(model, plan)
+    fill_empty_channels(model, plan)
     assert model.decoder.final_layer_norm.weight[-1].item() == 2 * half
 
 
@@ -91,7 +91,7 @@ def test_constants_stay_and_the_program_survives(small):
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     pairs = task_pairs(prefixed_task(MIXTURE, small, LENGTH), 24, "test", symbols=96)
     batches = Substituted(small, LENGTH, batch_size=8)
-    Trainer(model, Seq2Seq(), batches, settings(), callbacks=[Pace(rates)]).fit()
+    Trainer(model, Seq2Seq(), batches, settings(), callbacks=[PerWeightLR(rates)]).fit()
     moved = 0
     for name, weight in model.named_parameters():
         assert torch.equal(weight[rates[name] == 0], before[name][rates[name] == 0]), name
@@ -104,7 +104,7 @@ def test_rates_resume_bit_for_bit(small, tmp_path):
         model, rates = new_start("identity", small, LENGTH)
         batches = Substituted(small, LENGTH, batch_size=4)
         trainer = Trainer(model, Seq2Seq(), batches, settings(max_steps=6, checkpoint_every_steps=3), folder=folder,
-                          callbacks=[Pace(rates), *callbacks])
+                          callbacks=[PerWeightLR(rates), *callbacks])
         return trainer.fit().model
 
     class Die(Callback):
@@ -122,8 +122,8 @@ def test_rates_resume_bit_for_bit(small, tmp_path):
 def test_annealing_ends_at_the_softer_lead(small):
     model, plan, _ = made(small, ("identity",))
     other = made(small, ("identity",))[0]
-    soften(model, plan, match=6.0)
-    soften(other, plan, match=fetch_lead(plan.positions))
+    soften_attention(model, plan, match=6.0)
+    soften_attention(other, plan, match=fetch_lead(plan.positions))
     trainer = type("Trainer", (), {"inner": type("Inner", (), {"model": other})})
     anneal = Anneal(plan, fetch_lead(plan.positions), 6.0, 5)
     for trainer.step in range(1, 9):
