@@ -17,8 +17,8 @@ from .kernels import causal_attention, causal_mask, dropout, masked_attention
 # %% ../../nbs/20_models/attention.ipynb #1aa72c5a
 def rotary_frequencies(
     config,  # ModernLLMConfig
-) -> tuple[Tensor, float]:  # (head_dim / 2,) angle per position of each pair, factor on cos and sin
-    "How fast each pair of numbers in a head turns: theta^(-2i / head_dim) (Su et al. 2021, section 3.2.2)."
+) -> tuple[Tensor, float]:  # (head_dim / 2,) radians per position, and the scaling factor of cos and sin
+    "RoPE frequencies, theta^(-2i / head_dim) (Su et al. 2021, section 3.2.2)."
     if config.rope_parameters["rope_type"] != "default":
         return ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]](config)
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
@@ -26,7 +26,7 @@ def rotary_frequencies(
 
 
 class RotaryEmbedding(nn.Module):
-    "Cosine and sine of the angle of every position; computed once a forward pass and shared by all layers."
+    "Cosine and sine of the rotation angles, computed once per forward pass and shared by all layers."
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ def rotate(
     cos: Tensor,  # (batch or 1, 1, time, head_dim / 2)
     sin: Tensor,  # as cos
 ) -> Tensor:  # like x
-    "Turn number i and number i + head_dim/2 of each head as one point of the plane (the pairing Llama uses)."
+    "Apply RoPE, pairing dimensions i and i + head_dim/2 of each head (as Llama does)."
     a, b = x.to(cos.dtype).chunk(2, dim=-1)
     return torch.cat((torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), dim=-1).to(x.dtype)
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
     def __init__(
         self,
         config,  # ModernLLMConfig
-        layer_idx: int,  # which slot of the cache is this layer's
+        layer_idx: int,  # index of this layer in the cache
     ):
         super().__init__()
         self.layer_idx, self.head_dim, self.dropout = layer_idx, config.head_dim, config.attention_dropout
@@ -97,7 +97,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        if rolling:  # positions are places in the cache, which holds keys as they were before the rotation
+        if rolling:  # positions are relative to the cache, which holds keys before rotation
             q, k = rotary.rotate(q, k)
         p, weights = self.dropout if self.training else 0.0, None
         mask, starts = (None, mask) if mask is not None and mask.ndim == 2 else (mask, None)
@@ -120,7 +120,7 @@ def attention_weights(
     mask: Tensor,  # broadcasts to the result: True where a query may look, or a number to be added
     sinks: Tensor | None = None,  # (heads,) one more logit in each head's softmax
 ) -> Tensor:  # (batch, heads, time, keys), rows sum to one, or to less with sinks
-    "The probabilities themselves, which the fused kernel never writes down; for looking at, not for speed."
+    "Attention probabilities, computed explicitly; for inspection, not for speed."
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask

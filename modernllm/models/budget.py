@@ -14,7 +14,7 @@ from .moe import has_experts
 
 # %% ../../nbs/20_models/budget.ipynb #88da5af3
 class ParameterCount(NamedTuple):
-    "Numbers in a component, and how many of them work on any one token."
+    "Parameters of a component: all of them, and those active for one token."
 
     total: int
     active: int
@@ -30,8 +30,8 @@ class LayerSizes(NamedTuple):
 
 def layer_sizes(
     config: ModernLLMConfig,
-) -> list[LayerSizes]:  # one a layer
-    "Sizes of the matrices of each layer."
+) -> list[LayerSizes]:  # one per layer
+    "Number of matrix elements of each layer."
     c = config
     width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     attention = c.hidden_size * (2 * width + 2 * kv_width + c.num_attention_heads * c.attention_gate)
@@ -45,7 +45,7 @@ def layer_sizes(
 def parameters(
     config: ModernLLMConfig,
 ) -> dict[str, ParameterCount]:  # by component
-    "How many parameters a model has."
+    "Number of parameters by component."
     c, each = config, layer_sizes(config)
     table = c.vocab_size * c.hidden_size
     sinks = c.num_hidden_layers * c.num_attention_heads * c.attention_sinks
@@ -65,14 +65,14 @@ def parameters(
 def total_parameters(
     config: ModernLLMConfig,
 ) -> ParameterCount:
-    "The sum over components."
+    "Number of parameters, summed over components."
     return ParameterCount(*map(sum, zip(*parameters(config).values())))
 
 
 def print_param_table(
     config,  # ModernLLMConfig, or a model that has one
 ) -> None:
-    "Print parameters by component, all and active ones, with their shares."
+    "Print total and active parameters by component, with their shares."
     config = getattr(config, "config", config)
     counts = parameters(config)
     whole = counts["total"] = total_parameters(config)
@@ -85,9 +85,9 @@ def print_param_table(
 def mean_keys(
     context: int,  # tokens of a sequence
     window: int | None = None,  # positions a query sees, its own included; None: all before it
-    block: int = 1,  # queries that are multiplied with the same keys
+    block: int = 1,  # queries that a kernel processes together
 ) -> float:
-    "Keys that a query is multiplied with, on average over a sequence."
+    "Mean number of keys per query over a sequence."
     starts = range(0, context, block)
     ends = [min(start + block, context) for start in starts]
     firsts = [0 if window is None else max(0, start - window + 1) for start in starts]
@@ -96,16 +96,16 @@ def mean_keys(
 
 def layer_windows(
     config: ModernLLMConfig,
-) -> list[int | None]:  # one a layer, None where it sees everything
-    "How far back each layer looks."
+) -> list[int | None]:  # one per layer, None: full attention
+    "Attention window of each layer."
     return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
 
 
 def forward_flops(
     config: ModernLLMConfig,
-    keys: float | list[float],  # that a query sees: in generation, positions so far; a list: one number a layer
+    keys: float | list[float],  # seen by the query: in generation, positions so far; a list: per layer
 ) -> dict[str, float]:  # by term
-    "Operations of one token's forward pass: one step of generation with a cache."
+    "FLOPs of the forward pass of one token, which is one step of generation with a cache."
     c = config
     keys = keys if isinstance(keys, list) else [min(keys, window or keys) for window in layer_windows(c)]
     each = layer_sizes(c)
@@ -121,7 +121,7 @@ def training_flops(
     context: int,  # tokens of a sequence
     block: int = 1,  # as in mean_keys
 ) -> dict[str, float]:  # by term
-    "Operations of one token's share of a training step."
+    "FLOPs of a training step per token, forward and backward."
     keys = [mean_keys(context, window, block) for window in layer_windows(config)]
     return {name: 3 * flops for name, flops in forward_flops(config, keys).items()}
 
@@ -129,6 +129,6 @@ def training_flops(
 def cache_bytes(
     config: ModernLLMConfig,
     itemsize: int = 4,  # bytes of a number: 4 in float32, 2 in bfloat16
-) -> int:  # per position that is kept, all layers
-    "Bytes that a token adds to the cache of one sequence."
+) -> int:  # per cached position, all layers
+    "Bytes of the KV cache per token of one sequence."
     return 2 * itemsize * config.num_hidden_layers * config.num_key_value_heads * config.head_dim

@@ -19,12 +19,12 @@ from .attention import rotate
 # %% ../../nbs/20_models/cache.ipynb #b5061d5e
 @dataclass
 class RollingView:
-    "Where the tokens of one call and those in the cache stand, for all layers."
+    "Attention mask and rotary angles of one call of the model, for all layers."
 
     mask: Tensor  # (batch, 1, time, keys) True where a query may look
     keys: tuple[Tensor, Tensor]  # cosine and sine at the keys' positions
     queries: tuple[Tensor, Tensor]  # at the queries' positions
-    far: tuple[Tensor, Tensor] | None  # at the queries' positions as seen from the sinks, where these are others
+    far: tuple[Tensor, Tensor] | None  # at the queries' positions relative to the sinks, where these differ
     sinks: Tensor  # (batch, 1, keys, 1) True for the first positions
 
     def rotate(
@@ -40,7 +40,7 @@ class RollingView:
 
 # %% ../../nbs/20_models/cache.ipynb #eb7611fd
 class RollingLayer(DynamicLayer):
-    "Keys and values of one layer. `order`, set by the cache before each call, lists the places to keep."
+    "Keys and values of one layer. `order`, set by the cache before each call, lists the entries to keep."
 
     is_croppable = False
     order: Tensor | None = None  # (batch, kept); None: everything
@@ -57,7 +57,7 @@ class RollingLayer(DynamicLayer):
 
 
 class RollingCache(Cache):
-    "The first `sinks` and the last `window` positions of every row."
+    "KV cache of the first `sinks` and the last `window` positions of every row."
 
     def __init__(
         self,
@@ -75,9 +75,9 @@ class RollingCache(Cache):
         self,
         rotary,  # RotaryEmbedding
         attention_mask: Tensor | None,  # (batch, at least time), 0 for padding on the left; the last columns count
-        x: Tensor,  # (batch, time, …) what is to be attended from
+        x: Tensor,  # (batch, time, …) the new tokens
     ) -> RollingView:
-        "Make room for the next tokens; the layers' `update` follows."
+        "Positions and mask for the next tokens; the layers' `update` follows."
         batch, time = x.shape[:2]
         new = torch.ones(batch, time, dtype=torch.bool, device=x.device)
         if attention_mask is not None:
@@ -87,7 +87,7 @@ class RollingCache(Cache):
         sinks, places = rank < self.sinks, rank.clamp(min=0)
         distance = rank[:, -time:, None] - rank[:, None]
         mask = valid[:, None] & (distance >= 0) & (sinks[:, None] | (distance < self.window))
-        mask[:, :, -time:] |= torch.eye(time, dtype=torch.bool, device=x.device)  # padding looks at itself
+        mask[:, :, -time:] |= torch.eye(time, dtype=torch.bool, device=x.device)  # padding attends to itself
         limit = self.sinks + self.window - 1
         far = None if valid.shape[1] <= limit + 1 else rotary(places[:, -time:].clamp(max=limit))
         self._keep(valid, sinks | (rank > rank[:, -1:] + 1 - self.window), limit)
@@ -95,7 +95,7 @@ class RollingCache(Cache):
         return RollingView(mask[:, None], rotary(places), rotary(places[:, -time:]), far, sinks[:, None, :, None])
 
     def _keep(self, valid, wanted, limit):
-        "Choose the places that stay: those wanted, at the end, in the order they have."
+        "Choose the entries to keep, in their order, at the end of the row."
         self.valid, order = valid, None
         if valid.shape[1] > limit:
             keep = valid & wanted
@@ -126,16 +126,16 @@ class RollingCache(Cache):
 
 
 class PagedCache:
-    "The cache that `generate_batch` hands to each call of a model, as attention calls a cache."
+    "Adapter of the paged cache of `generate_batch` to the interface that attention calls."
 
     def __init__(
         self,
-        call: dict,  # keyword arguments of the call; its cache among them, and where in it this batch reads and writes
+        call: dict,  # keyword arguments of the call: its cache, and the indices that this batch reads and writes
     ):
         self.call = call
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        "Keys and values of all rows so far, one row behind the other; the mask keeps them apart."
+        "Keys and values of all rows so far, concatenated; the mask separates them."
         return self.call["cache"].update(keys, values, layer_idx, kwargs=dict(self.call))
 
     def get_seq_length(self) -> int:

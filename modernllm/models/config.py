@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from ..core.config import InputError, did_you_mean, find_wrong, not_finite
 
 # %% ../../nbs/20_models/config.ipynb #eddb973a
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # frequencies do not depend on the input's length
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not depend on the input length
 
 
 class ModernLLMConfig(PreTrainedConfig):
@@ -23,7 +23,7 @@ class ModernLLMConfig(PreTrainedConfig):
 
     model_type = "modernllm"
     keys_to_ignore_at_inference = ["past_key_values"]
-    auto_map = {}  # no code in the folder of a saved model: `import modernllm` tells the Auto classes
+    auto_map = {}  # no code is saved with a model: `import modernllm` registers the Auto classes
 
     vocab_size: int = 4096  # rows of the embedding
     hidden_size: int = 128  # width of the residual stream
@@ -37,7 +37,7 @@ class ModernLLMConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = True  # the head's weight is the embedding's
     embedding_dropout: float = 0.0  # on the embedded tokens
-    residual_dropout: float = 0.0  # on what each half of a layer adds to the residual stream
+    residual_dropout: float = 0.0  # on the output of attention and of the feed-forward network
     attention_dropout: float = 0.0  # on attention probabilities
     qk_norm: bool = False  # RMSNorm on every query and key head
     final_logit_softcapping: float | None = None  # c: logits become c·tanh(logits / c)
@@ -47,14 +47,14 @@ class ModernLLMConfig(PreTrainedConfig):
     full_attention_every: int | None = None  # with a window, every k-th layer still sees all; None: no layer does
     cache_window: int | None = None  # the cache keeps the last so many positions in generation; None: all
     cache_sinks: int = 0  # and the first so many beside them
-    num_local_experts: int = 0  # feed-forward networks side by side in a layer (moe.ipynb); 0: one dense network
-    num_experts_per_tok: int = 2  # of these, how many a token uses
+    num_local_experts: int = 0  # experts per layer (moe.ipynb); 0: one dense network
+    num_experts_per_tok: int = 2  # top-k: experts that each token uses
     decoder_sparse_step: int = 1  # every n-th layer has experts, the others are dense
     shared_expert_intermediate_size: int | None = None  # width of an expert that every token uses; None: there is none
-    expert_capacity_factor: float | None = None  # places in an expert, over an even load, in training; None: no limit
-    router_aux_loss_coef: float = 0.01  # weight of the balance loss, per layer with experts
+    expert_capacity_factor: float | None = None  # capacity over an even load, in training; None: no limit
+    router_aux_loss_coef: float = 0.01  # weight of the load-balancing loss, per layer with experts
     router_z_loss_coef: float = 0.001  # weight of the router's z-loss, per layer with experts
-    use_cache: bool = True  # a forward pass in evaluation mode returns keys and values, to go on from
+    use_cache: bool = True  # a forward pass in evaluation mode returns its KV cache
     initializer_range: float = 0.02  # standard deviation of initial weights
     scale_residual_init: bool = False  # o_proj, down_proj start at 1/√(2·layers) of it (GPT-2, 2019, section 2.3)
     pad_token_id: int | None = None
@@ -77,7 +77,7 @@ class ModernLLMConfig(PreTrainedConfig):
         check_rope(self)
 
     @property
-    def layer_types(self) -> list[str]:  # the names that caches and masks of `transformers` go by
+    def layer_types(self) -> list[str]:  # names that the caches and masks of `transformers` use
         k = self.full_attention_every or self.num_hidden_layers + 1
         slides = [self.sliding_window is not None and (i + 1) % k > 0 for i in range(self.num_hidden_layers)]
         return ["sliding_attention" if s else "full_attention" for s in slides]
@@ -106,7 +106,7 @@ def refuse(
     given: Any,
     allowed: str,  # what it may be, in words
 ):
-    "Raise an `InputError` in the one form all fields use."
+    "Raise the `InputError` of a field."
     raise InputError(f"{field}: {given!r} is not allowed, it must be {allowed}")
 
 
@@ -134,7 +134,7 @@ def check_shapes(config: ModernLLMConfig):
 
 
 def check_ranges(config: ModernLLMConfig):
-    "Values lie where the model is defined."
+    "Values are in their allowed ranges."
     if config.head_dim < 2 or config.head_dim % 2:
         refuse("head_dim", config.head_dim, "even and at least 2 (rotary positions turn pairs of numbers)")
     for name in ("embedding_dropout", "residual_dropout", "attention_dropout"):
@@ -153,7 +153,7 @@ def check_ranges(config: ModernLLMConfig):
 
 
 def check_windows(config: ModernLLMConfig):
-    "A window is wide enough for what it must hold, and options that need one have one."
+    "Window sizes are large enough, and options that need a window have one."
     window, every, kept, sinks = config.sliding_window, config.full_attention_every, config.cache_window, config.cache_sinks
     if window is not None and window < 2:
         refuse("sliding_window", window, "at least 2, or None")
@@ -180,7 +180,7 @@ def expert_capacity(
 
 
 def check_experts(config: ModernLLMConfig):
-    "A token finds as many experts as it uses, and these have room for it."
+    "Fields of the mixture of experts are consistent."
     experts, width, factor = (config.num_local_experts, config.shared_expert_intermediate_size,
                               config.expert_capacity_factor)
     if experts < 0:
@@ -206,7 +206,7 @@ def check_experts(config: ModernLLMConfig):
 
 
 def check_rope(config: ModernLLMConfig):
-    "Rotary parameters name a known variant and a positive base."
+    "RoPE parameters name a supported type and a positive base."
     kind, theta = config.rope_parameters["rope_type"], config.rope_parameters["rope_theta"]
     if kind not in ROPE_TYPES:
         hint = did_you_mean(str(kind), ROPE_TYPES)

@@ -23,14 +23,14 @@ SHARED_FIELDS = (
 )  # fields with the same name and the same meaning in both configurations
 NOT_IN_LLAMA = (
     "qk_norm", "final_logit_softcapping", "attention_sinks", "attention_gate", "sliding_window", "cache_window",
-)  # fields of ours that change what the model says and that neither Llama nor Mixtral has a place for
+)  # fields that change the function and that neither Llama nor Mixtral has
 EXPERT_FIELDS = ("num_local_experts", "num_experts_per_tok")  # shared with Mixtral only
 
 
 def to_llama(
     model: ModernDecoderLM,
 ) -> LlamaForCausalLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "The same function as a Llama. Embedding and residual dropout are lost; they act in training only."
+    "Convert to a Llama. Embedding and residual dropout, which act in training only, are lost."
     _refuse({name: getattr(model.config, name) for name in (*NOT_IN_LLAMA, "num_local_experts")}, "a Llama cannot express")
     config = LlamaConfig(**{name: getattr(model.config, name) for name in SHARED_FIELDS})
     return _copy_weights(model, LlamaForCausalLM(config))
@@ -39,7 +39,7 @@ def to_llama(
 def from_llama(
     llama: LlamaForCausalLM | str | os.PathLike,  # a model, or a folder written by its save_pretrained
 ) -> ModernDecoderLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "The same function as a model of ours."
+    "Convert from a Llama."
     if not isinstance(llama, LlamaForCausalLM):
         llama = _load_folder(llama, "from_llama", LlamaForCausalLM)
     c = llama.config
@@ -51,7 +51,7 @@ def from_llama(
 def to_qwen3(
     model: ModernDecoderLM,
 ) -> Qwen3ForCausalLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "The same function as a Qwen3, which is a Llama with `qk_norm`."
+    "Convert to a Qwen3, which is a Llama with `qk_norm`."
     extra = {name: getattr(model.config, name) for name in (*NOT_IN_LLAMA, "num_local_experts") if name != "qk_norm"}
     _refuse(extra, "a Qwen3 cannot express")
     if not model.config.qk_norm:
@@ -63,7 +63,7 @@ def to_qwen3(
 def to_mixtral(
     model: ModernDecoderLM,
 ) -> MixtralForCausalLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "The same function as a Mixtral. Lost is what acts in training only: dropout of the stream, capacity, router losses."
+    "Convert to a Mixtral. What acts in training only is lost: embedding and residual dropout, capacity, router losses."
     c = model.config
     extra = {name: getattr(c, name) for name in (*NOT_IN_LLAMA, "shared_expert_intermediate_size")}
     extra["decoder_sparse_step"] = c.decoder_sparse_step if c.decoder_sparse_step > 1 else None
@@ -78,7 +78,7 @@ def to_mixtral(
 def from_mixtral(
     mixtral: MixtralForCausalLM | str | os.PathLike,  # a model, or a folder written by its save_pretrained
 ) -> ModernDecoderLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "The same function as a model of ours. Router losses get our defaults, because theirs are defined otherwise."
+    "Convert from a Mixtral. Router losses get our defaults, because Mixtral defines them differently."
     if not isinstance(mixtral, MixtralForCausalLM):
         mixtral = _load_folder(mixtral, "from_mixtral", MixtralForCausalLM)
     c = mixtral.config

@@ -23,20 +23,20 @@ MAX_PARAMETERS = 2**29  # weights; of a larger model no second copy is made
 
 # %% ../../nbs/20_models/decoding.ipynb #2196a1c1
 def interleave(
-    x: Tensor,  # numbers of each head along dimension `dim`, in the order of the model
+    x: Tensor,  # dimensions of each head along dimension `dim`, in the order of the model
     dim: int,
-) -> Tensor:  # in an order in which what is turned together is side by side
-    "0, d/2, 1, d/2 + 1, …"
+) -> Tensor:  # with the two dimensions that RoPE rotates together adjacent
+    "Reorder to 0, d/2, 1, d/2 + 1, …"
     return x.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 class LayerWeights(NamedTuple):
-    "What one layer multiplies with; a matrix is (in, out)."
+    "Weights of one layer as the fast step uses them; matrices are (in, out)."
 
     qkv: Tensor  # columns: for each key/value head its queries, its key, its value
     head_scales: Tensor | None  # (groups + 1, head_dim) of the norms of queries and keys
     sinks: Tensor | None  # (batch · kv_heads, groups, 1)
-    gate: Tensor | None  # one column a head
+    gate: Tensor | None  # one column per head
     window: int | None
     out: Tensor
     gate_up: Tensor | None  # None: the layer has experts
@@ -48,7 +48,7 @@ def transposed_copy(
     matrix: Tensor,  # (out, in)
     scale: Tensor | None = None,  # (in,) of the norm before it
 ) -> Tensor:  # (in, out), contiguous
-    "A matrix as a step wants it."
+    "Transposed copy of a matrix, with the scale of the preceding norm folded in."
     return (matrix if scale is None else matrix * scale).t().contiguous()
 
 
@@ -57,7 +57,7 @@ def layer_weights(
     config,  # ModernLLMConfig
     batch: int,
 ) -> LayerWeights:
-    "Copies of the weights of a layer, laid out for steps."
+    "Fused and transposed copies of the weights of a layer."
     attention, mlp, scale = layer.self_attn, layer.mlp, config.head_dim**-0.5
     heads = config.num_key_value_heads, -1, config.head_dim, config.hidden_size
     norm, after = (n.weight * config.hidden_size**0.5 for n in (layer.input_layernorm, layer.post_attention_layernorm))
@@ -77,13 +77,13 @@ def layer_weights(
         window=attention.window,
         out=transposed_copy(attention.o_proj.weight),
         gate_up=None if sparse else transposed_copy(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), after),
-        down=None if sparse else mlp.down_proj.weight.t(),  # not copied: long rows are read fast as they are
+        down=None if sparse else mlp.down_proj.weight.t(),  # not copied: its long rows are read fast as stored
         sparse=nn.Sequential(layer.post_attention_layernorm, mlp) if sparse else None,
     )
 
 # %% ../../nbs/20_models/decoding.ipynb #c004e915
 class FastStep:
-    "Logits of the next token of every row, from memory that is made once."
+    "Next-token logits of every row, computed in preallocated buffers."
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class FastStep:
         mask: Tensor | None,  # (batch, tokens so far), 0 for padding; None: no padding
         positions: Tensor,  # (batch or 1, 1) of the last token so far
         batch: int,
-        room: int,  # tokens of a row, prompt included, that there is memory for at first
+        room: int,  # initial capacity in tokens per row, prompt included
     ):
         c = self.config = model.config
         self.embedding, self.rotary, self.positions = model.model.embed_tokens.weight, model.model.rotary_emb, positions
@@ -107,7 +107,7 @@ class FastStep:
         heads = self.qkv.view(batch * kv_heads, groups + 2, c.head_dim)
         self.q, self.rotated, self.kv = heads[:, :groups], heads[:, : groups + 1], heads[:, groups:].transpose(0, 1)
         self.pairs = torch.view_as_complex(self.rotated.unflatten(-1, (-1, 2)))
-        self.read = new(batch * kv_heads, groups, c.head_dim)  # by the heads of all rows
+        self.read = new(batch * kv_heads, groups, c.head_dim)  # output of the heads of all rows
         self.attended, self.by_head = self.read.view(batch, width), self.read.view(batch, -1, c.head_dim)
         self.inner = new(batch, 2 * c.intermediate_size)
         self.gate, self.up = self.inner.chunk(2, -1)
@@ -174,7 +174,7 @@ class FastStep:
 
 # %% ../../nbs/20_models/decoding.ipynb #b830ea87
 class ModelStep:
-    "Logits of the next token of every row, from the model itself."
+    "Next-token logits of every row, by calling the model."
 
     def __init__(self, model: nn.Module, cache, mask: Tensor | None, positions: Tensor):  # as for FastStep; the cache is extended
         self.model, self.cache, self.mask, self.positions = model, cache, mask, positions
@@ -197,7 +197,7 @@ KNOWN_INPUTS = {
 def fits_fast_step(
     model: nn.Module,
 ) -> bool:
-    "Whether the fast step is for it: float32 on a CPU, and small enough for a second copy of the weights."
+    "Whether the fast step applies: float32 on a CPU, and small enough for a second copy of the weights."
     parameters = list(model.parameters())
     same = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
     return same and sum(p.numel() for p in parameters) <= MAX_PARAMETERS and not torch.is_autocast_enabled("cpu")
@@ -211,7 +211,7 @@ def can_decode(
     synced_gpus: bool = False,
     **model_kwargs,  # of `generate`
 ) -> bool:
-    "Whether `decode` does what was asked for; if not, `transformers`' loop does."
+    "Whether `decode` supports this call of `generate`; if not, `transformers`' loop runs."
     cache = model_kwargs.get("past_key_values")
     return (
         type(cache) in (DynamicCache, RollingCache) and not getattr(cache, "_is_user_defined", False)

@@ -22,12 +22,12 @@ def real_tokens(
 def document_starts(
     position_ids: Tensor,  # (batch, time)
     real: Tensor | None = None,  # (batch, time), False for padding, whose positions mean nothing; None: no padding
-) -> Tensor | None:  # (batch, time) place at which the document of a token begins; None where no row holds more than one
-    "A document begins where the position is not one more than that before; behind padding, where it has not grown."
+) -> Tensor | None:  # (batch, time) index at which the document of a token starts; None where no row holds more than one
+    "Start index of the document of every token, from positions that restart."
     real = torch.ones_like(position_ids, dtype=torch.bool) if real is None else real
     places = torch.arange(position_ids.shape[1], device=position_ids.device)
     last = torch.where(real, places, -1).cummax(-1).values
-    before = torch.where(places == 0, -1, last.roll(1, 1))  # place of the real token before; -1: there is none
+    before = torch.where(places == 0, -1, last.roll(1, 1))  # index of the previous real token; -1: there is none
     step = position_ids - position_ids.gather(1, before.clamp(min=0))
     begins = real & (before >= 0) & torch.where(before == places - 1, step != 1, step < 1)
     starts = torch.where(begins, places, 0).cummax(-1).values
@@ -38,7 +38,7 @@ def mask_documents(
     mask: Tensor | None,  # (batch or 1, 1, time, keys) as in Attention.forward; None: causal, and as many keys as queries
     starts: Tensor | None,  # of document_starts
 ) -> Tensor | None:  # as in Attention.forward
-    "A mask that also hides the documents before."
+    "Restrict a mask to the document of each query."
     if mask is None or starts is None:
         return starts if mask is None else mask
     seen = torch.arange(mask.shape[-1], device=mask.device) >= starts[:, None, :, None]

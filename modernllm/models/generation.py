@@ -21,7 +21,7 @@ def fixed_generation_config(
     model,  # of `transformers`, or wrapped by peft
     **given,  # settings of `generate`
 ) -> Iterator[None]:
-    "Inside it `model.generate` is in evaluation mode and does what is given, whatever else the model's generation_config holds."
+    "Inside it `model.generate` uses the given settings only, in evaluation mode; `generation_config` is restored afterwards."
     now = model.generation_config
     start = {name: getattr(now, name, None) for name in ("bos_token_id", "decoder_start_token_id")}
     holders = [(m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)]
@@ -39,7 +39,7 @@ def end_tokens(
     model,
     tokenizer,
 ) -> list[int]:  # sorted, without repetition
-    "All tokens that end a text: the tokenizer's and those of the model's configurations."
+    "All end-of-text tokens, of the tokenizer and of the model's configurations."
     found = set()
     for holder in (tokenizer, model.config, model.generation_config):
         ends = getattr(holder, "eos_token_id", None)

@@ -50,7 +50,7 @@ def dropout_factors(
     p: float,  # probability of a zero
     dtype: torch.dtype,  # of that tensor
 ) -> Tensor:  # 0 with probability p, else 1 / (1 - p)
-    "What dropout multiplies with (Srivastava et al. 2014), on the CPU."
+    "Dropout mask, scaled (Srivastava et al. 2014), on the CPU."
     size = torch.Size(shape).numel()
     draws = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)  # None: up to the largest number
     keep = draws.view(torch.int16)[:size].view(shape) >= round(p * 65536) - 32768
@@ -73,7 +73,7 @@ MAX_KERNEL_LENGTH = 1024  # beyond this the fused kernel, whose memory does not 
 
 
 def _softmax(scores, sinks):
-    "Probabilities (heads of all rows first), and the share that went to the sink or None where there is none."
+    "Probabilities (heads of all rows first), and the sink's probability, or None without sinks."
     if sinks is None:
         return scores.softmax(-1), None
     extra = sinks.to(scores.dtype).repeat(scores.shape[0] // len(sinks))[:, None, None].expand(-1, scores.shape[1], 1)
@@ -81,7 +81,7 @@ def _softmax(scores, sinks):
 
 
 def _blocks(time, starts):
-    "Of each block of queries: the first query, and the first and the last of the places where their documents begin."
+    "For each block of queries: the first query, and the first and the last start of their documents."
     firsts = range(0, time, BLOCK)
     if starts is None:
         return [(first, 0, 0) for first in firsts]
@@ -135,7 +135,7 @@ class _CausalAttention(torch.autograd.Function):
             grad_probs = torch.bmm(grad[:, here], v[:, seen].transpose(1, 2))
             if factors is not None:
                 grad_probs.mul_(factors)
-            if sunk is not None:  # the sink's own value is nothing, so only the share it takes from the others counts
+            if sunk is not None:  # the sink has no value, so its gradient comes from the probability it takes from the keys
                 taken = (probs * grad_probs).sum(-1, keepdim=True, dtype=sunk.dtype).mul_(sunk)
                 grad_sinks.sub_(taken.view(shape[0], shape[1], -1).sum((0, 2)))
             grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype).mul_(q.shape[-1] ** -0.5)
@@ -151,7 +151,7 @@ def causal_attention(
     p: float = 0.0,  # dropout on the probabilities
     sinks: Tensor | None = None,  # (heads,) one more logit in each head's softmax
     window: int | None = None,  # a query sees itself and the window - 1 keys before it; None: all
-    starts: Tensor | None = None,  # (batch, time) first key that a query sees, never falling along a row; None: 0
+    starts: Tensor | None = None,  # (batch, time) first key that a query sees, non-decreasing along a row; None: 0
 ) -> Tensor:  # (batch, heads, time, head_dim)
     "`F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, enable_gqa=True)`, with sinks, window and documents."
     groups, time = q.shape[1] // k.shape[1], q.shape[2]
@@ -173,7 +173,7 @@ def causal_mask(
     starts: Tensor | None = None,  # as in causal_attention, where there are as many queries as keys
     device: torch.device | None = None,
 ) -> Tensor:  # (queries, keys) or (batch, 1, queries, keys), True where a query may look
-    "What `causal_attention` sees, as a table."
+    "The mask of `causal_attention`, materialised."
     seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     seen = seen if window is None else seen.triu(keys - queries - window + 1)
     return seen if starts is None else seen & (torch.arange(keys, device=device) >= starts[:, None, :, None])
@@ -187,7 +187,7 @@ def masked_attention(
     p: float = 0.0,  # dropout on the probabilities
     sinks: Tensor | None = None,  # (heads,) one more logit in each head's softmax
 ) -> Tensor:  # (batch, heads, time, head_dim)
-    "Attention with any mask. A sink is a key whose score is the sink's logit and whose value is nothing."
+    "Attention with any mask. A sink is an additional key whose score is its logit and whose value is zero."
     if sinks is not None:
         batch, heads, time, _ = q.shape
         bias = q.new_zeros(1, 1, time, k.shape[2])

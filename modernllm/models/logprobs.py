@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..core.config import check_name
 
-# Positions of a product, and of a softmax: on a CPU a product wants many rows, a softmax as many as stay in the cache.
+# Positions per product and per softmax: on a CPU, products are fast with many rows, softmax with as many as fit into the cache.
 ROWS = {"cpu": (1024, 128)}
 ROWS_ELSEWHERE = 2048, 2048
 
 # %% ../../nbs/20_models/logprobs.ipynb #3789bb2b
 class _Chunks:
-    "`softmax(hidden @ weight.T)`, some positions at a time, in buffers that are used again and again."
+    "`softmax(hidden @ weight.T)` in chunks of positions, in reused buffers."
 
     def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, rows: tuple[int, int], softcap: float | None):
         self.hidden, self.weight, self.targets, self.softcap = hidden, weight, targets, softcap
@@ -27,7 +27,7 @@ class _Chunks:
         shape = self.block, len(weight)
         self.buffer = None if hidden.dtype == wide else hidden.new_empty(shape, dtype=wide)
         self.slopes = hidden.new_empty(shape, dtype=wide) if softcap else None
-        self.grads = None  # of hidden and weight, where they are wanted
+        self.grads = None  # of hidden and weight, if needed
         self.smoothing = self.z_loss = 0.0  # see `linear_loss`
 
     def __iter__(self):
@@ -62,7 +62,7 @@ class _Chunks:
         return logprobs
 
     def _extra(self, logprobs: Tensor, means: Tensor | None) -> Tensor:
-        "What smoothing and z-loss add to -logprobs, for each position of a chunk."
+        "What label smoothing and z-loss add to -logprobs, for each position of a chunk."
         extra = self.z_loss * self.normalisers.square()
         return extra if means is None else extra.add_(self.smoothing * (logprobs + self.normalisers - means))
 
@@ -91,12 +91,12 @@ def _prepare(hidden: Tensor, weight: Tensor, targets: Tensor, rows: tuple[int, i
 
 
 def _no_gradients(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    "Room for gradients in the dtype of the parameters, so that chunks are summed without rounding."
+    "Buffers for gradients in the dtype of the parameters, so that chunks are summed without rounding."
     return torch.empty_like(hidden), torch.zeros_like(weight)
 
 
 class _EachLogprob(torch.autograd.Function):
-    "One log-probability a position; the backward pass makes the logits again."
+    "One log-probability per position; the backward pass recomputes the logits."
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, *settings):
@@ -117,7 +117,7 @@ class _EachLogprob(torch.autograd.Function):
 
 
 class _SummedLogprob(torch.autograd.Function):
-    "Their sum, and how much the loss exceeds its negative; gradients are made on the way: upstream can only be one scalar."
+    "Sum of the log-probabilities, and what smoothing and z-loss add; gradients are computed in the forward pass."
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, smoothing, z_loss, *settings):
@@ -145,9 +145,9 @@ def linear_logprobs(
     weight: Tensor,  # (V, D): the head
     targets: Tensor,  # (N,) token ids; negative ones, such as -100, are ignored
     *,
-    reduction: str = "none",  # "none": one number a position; "sum": their sum, with a faster gradient
+    reduction: str = "none",  # "none": per position; "sum": their sum, with a faster gradient
     softcap: float | None = None,  # logits become softcap * tanh(logits / softcap)
-    chunk: int | None = None,  # positions at a time
+    chunk: int | None = None,  # positions per chunk
 ) -> Tensor:  # (N,) or scalar: log-probability in nats, 0 where ignored; float32 at least
     "Log-probabilities of `targets` under `softmax(hidden @ weight.T)`; the product runs in the dtype of autocast, if it is on."
     check_name("reduction", reduction, ("none", "sum"))

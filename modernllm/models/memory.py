@@ -23,7 +23,7 @@ def saved_by_layer(
     context: int,  # tokens of a sequence
     device: str = "cpu",  # or "cuda"
 ) -> dict[str, int]:  # by term
-    "Bytes that the graph keeps of one layer for the backward pass, under bfloat16 autocast."
+    "Bytes that one layer saves for the backward pass, under bfloat16 autocast."
     c, n, cuda = config, batch_size * context, device == "cuda"
     heads, kv_heads, window = c.num_attention_heads, c.num_key_value_heads, layer_windows(c)[layer_idx]
     width, kv_width = heads * c.head_dim, kv_heads * c.head_dim
@@ -42,7 +42,7 @@ def saved_by_layer(
     }
     if has_experts(c, layer_idx):
         filled = k if cuda else k * 41 / 40  # by half of a 16th to a 32nd of an even load, see `moe.pad_expert_rows`
-        narrow += layer.experts.total - c.hidden_size * c.num_local_experts  # the router stays wide
+        narrow += layer.experts.total - c.hidden_size * c.num_local_experts  # the router stays in float32
         by_token["normed inputs"] = 2 * c.hidden_size * (3 + (shared > 0))
         by_token["feed-forward"] = 2 * 4 * (filled * c.intermediate_size + shared) + 2 * 3 * filled * c.hidden_size
         by_token["routing"] = 4 * c.num_local_experts + k * (3 * 8 + 2) + (k > 1) * 4 * (k + 1)  # indices; gates
@@ -57,7 +57,7 @@ def activations(
     device: str = "cpu",  # or "cuda"
     checkpointing: bool = False,
 ) -> dict[str, int]:  # by term
-    "Bytes that the graph keeps for the backward pass of one bfloat16 step with the chunked loss."
+    "Bytes of activations saved for the backward pass of one bfloat16 step with the chunked loss."
     check_name("device", device, DEVICES)
     c, n = config, batch_size * context
     if device == "cpu" and context > MAX_KERNEL_LENGTH:
@@ -79,8 +79,8 @@ def activations(
 
 # %% ../../nbs/20_models/memory.ipynb #3bd698ca
 LOSS_ROWS = {"cpu": (1024, 128), "cuda": (2048, 2048)}  # positions of a product and of a softmax, `models.logprobs`
-LIBRARY_BYTES = {"cpu": 15 * 2**20, "cuda": 9 * 2**20}  # held once they work; on a card cuBLAS's workspace, 32 MB on Hopper
-EXPERT_LIBRARY_BYTES = {"cpu": 12 * 2**20, "cuda": 0}  # held beside them for the products of experts
+LIBRARY_BYTES = {"cpu": 15 * 2**20, "cuda": 9 * 2**20}  # held by libraries; on a GPU cuBLAS's workspace, 32 MB on Hopper
+EXPERT_LIBRARY_BYTES = {"cpu": 12 * 2**20, "cuda": 0}  # in addition, for the products of experts
 
 
 def backward_workspace(
@@ -88,8 +88,8 @@ def backward_workspace(
     layer_idx: int,
     n: int,  # tokens
     device: str,
-) -> int:  # bytes beyond what the layer kept
-    "What going back through a layer needs for a moment."
+) -> int:  # bytes in addition to the saved activations
+    "Temporary memory of the backward pass of a layer."
     c, stream = config, n * config.hidden_size
     at_least = (8 if device == "cuda" else 18) * stream
     if not has_experts(c, layer_idx):
@@ -101,11 +101,11 @@ def backward_workspace(
 
 def fragmentation(
     config: ModernLLMConfig,
-    graph: int,  # bytes kept for the backward pass
-    layer: int,  # bytes that the largest layer keeps
+    graph: int,  # bytes saved for the backward pass
+    layer: int,  # bytes that the largest layer saves
     checkpointing: bool,
 ) -> float:  # bytes
-    "What the heap of a process on a CPU cannot use again. Measured, not derived."
+    "Heap fragmentation of a CPU process. Measured, not derived."
     experts = sum(matrices.experts.total for matrices in layer_sizes(config))
     if checkpointing:
         return 1.3 * (graph + layer) + 3 * experts
@@ -118,8 +118,8 @@ def step_memory(
     context: int,  # tokens of a sequence
     device: str = "cpu",  # or "cuda"
     checkpointing: bool = False,
-) -> dict[str, int]:  # bytes by part; the last, "peak", is what a process grows by, or what a card's allocator counts
-    "Memory of a training step by the `Trainer`, with bfloat16 autocast and fused AdamW."
+) -> dict[str, int]:  # bytes by part; "peak": growth of the process, or peak of the GPU allocator
+    "Predicted memory of a training step of the `Trainer`, with bfloat16 autocast and fused AdamW."
     c, n, count = config, batch_size * context, total_parameters(config).total
     kept = activations(c, batch_size, context, device, checkpointing)
     by_layer = [saved_by_layer(c, i, batch_size, context, device) for i in range(c.num_hidden_layers)]

@@ -23,15 +23,15 @@ def has_experts(
     config: ModernLLMConfig,
     layer_idx: int,  # position in the stack, from 0
 ) -> bool:
-    "Whether this layer's feed-forward half is a mixture of experts."
+    "Whether this layer is a mixture of experts."
     return config.num_local_experts > 0 and (layer_idx + 1) % config.decoder_sparse_step == 0
 
 # %% ../../nbs/20_models/moe.ipynb #92abea18
 def choose_experts(
     logits: Tensor,  # (..., experts), float32
-    k: int,  # experts a token
+    k: int,  # experts per token
 ) -> tuple[Tensor, Tensor]:  # gates (..., k), and indices of the experts (..., k), best first
-    "The k most probable experts of each token and the weights of their outputs."
+    "Top-k experts of each token and the gates of their outputs."
     gates, experts = logits.softmax(-1).topk(k, dim=-1)
     return (gates if k == 1 else gates / gates.sum(-1, keepdim=True)), experts
 
@@ -40,21 +40,21 @@ def within_capacity(
     experts: Tensor,  # (batch, time, k) indices
     num_experts: int,
     capacity: int | Tensor,  # (batch,) where rows differ
-    real: Tensor | None = None,  # (batch, time), False for padding, which takes no place; None: no padding
+    real: Tensor | None = None,  # (batch, time), False for padding, which uses no capacity; None: no padding
 ) -> Tensor:  # (batch, time, k), False where the choice is dropped
     "The first `capacity` choices of each expert in each sequence."
     real = torch.ones_like(experts[..., 0], dtype=torch.bool) if real is None else real
     choices, real = experts.flatten(1), real[..., None].expand(experts.shape)
     chosen = F.one_hot(choices, num_experts) * real.flatten(1)[..., None]
-    place = chosen.cumsum(1).gather(2, choices[:, :, None]).view(experts.shape)  # how many have chosen this expert so far
+    place = chosen.cumsum(1).gather(2, choices[:, :, None]).view(experts.shape)  # number of choices of this expert so far
     return real & (place <= (capacity.view(-1, 1, 1) if isinstance(capacity, Tensor) else capacity))
 
 
 def row_capacities(
     config: ModernLLMConfig,
     real: Tensor,  # (batch, time), False for padding
-) -> Tensor:  # (batch,) places in an expert, as `expert_capacity` gives them for the row's real tokens
-    "Raises `InputError` where a row has real tokens and no place for any; not in a traced graph."
+) -> Tensor:  # (batch,) capacity, `expert_capacity` of the number of real tokens in the row
+    "Capacity of each row. Raises `InputError` where a row has real tokens and a capacity of 0; not in a traced graph."
     counts = real.sum(1)
     if not is_tracing(counts):
         return torch.tensor([expert_capacity(config, n) if n else 0 for n in counts.tolist()], device=counts.device)
@@ -64,19 +64,19 @@ def row_capacities(
 # %% ../../nbs/20_models/moe.ipynb #27e09a46
 def row_multiple(
     x: Tensor,  # (tokens, hidden)
-    even: int,  # rows an expert, if the load is even
-) -> int:  # a power of two; 0: blocks may have any length
-    "What an expert's number of rows is made a multiple of."
+    even: int,  # rows per expert for an even load
+) -> int:  # a power of two; 0: no padding
+    "The multiple that each expert's number of rows is padded to."
     return 1 << max(0, even.bit_length() - 5) if x.device.type == "cpu" and x.dtype == torch.bfloat16 else 0
 
 
 def pad_expert_rows(
-    token: Tensor,  # (rows,) where each row comes from, sorted by expert
+    token: Tensor,  # (rows,) source token of each row, sorted by expert
     gate: Tensor,  # (rows, 1) weight of its output
     rows: list[int],  # of each expert
     step: int,
-) -> tuple[Tensor, Tensor, list[int]]:  # the same with more rows; the new ones weigh nothing
-    "Make each expert's number of rows a multiple of `step`; none stay none."
+) -> tuple[Tensor, Tensor, list[int]]:  # the same with padding rows, whose gate is 0
+    "Pad each expert's number of rows to a multiple of `step`; 0 stays 0."
     more = [-(-n // step) * step for n in rows]
     counts = torch.tensor([rows, more])
     starts = counts.cumsum(1) - counts
@@ -88,12 +88,12 @@ def pad_expert_rows(
 def power_of_two_pieces(
     rows: list[int],  # of each expert
 ) -> list[tuple[int, int]]:  # expert, and length of a piece, in order
-    "Lengths as sums of powers of two, the largest first."
+    "Split each expert's rows into pieces whose lengths are powers of two, the largest first."
     return [(e, 1 << bit) for e, n in enumerate(rows) for bit in reversed(range(n.bit_length())) if n >> bit & 1]
 
 
 class Experts(nn.Module):
-    "SwiGLU networks side by side, in Mixtral's layout."
+    "SwiGLU networks with stacked weights, in Mixtral's layout."
 
     def __init__(
         self,
@@ -111,13 +111,13 @@ class Experts(nn.Module):
         x: Tensor,  # (tokens, hidden)
         experts: Tensor,  # (tokens, k) indices
         gates: Tensor,  # (tokens, k) weights of the experts' outputs
-        kept: Tensor | None = None,  # (tokens, k), False where nothing is to be done; None: all
-    ) -> Tensor:  # (tokens, hidden), zero for a token that is kept nowhere
+        kept: Tensor | None = None,  # (tokens, k), False where the choice is dropped; None: none is
+    ) -> Tensor:  # (tokens, hidden), zero for a token whose choices are all dropped
         if is_tracing(x):
             return self.dense_forward(x, experts, gates, kept)
         count, hidden, inner = self.down_proj.shape
         if kept is not None:
-            experts = experts.masked_fill(~kept, count)  # behind the last expert
+            experts = experts.masked_fill(~kept, count)  # sorted after the last expert
         rows = experts.flatten().bincount(minlength=count + 1)[:count].tolist()
         order = experts.flatten().argsort(stable=True)[: sum(rows)]
         token, gate = order // experts.shape[1], gates.flatten()[order, None]
@@ -135,7 +135,7 @@ class Experts(nn.Module):
         return out.new_zeros(len(x), hidden).index_add(0, token, out * gate.to(out.dtype))
 
     def dense_forward(self, x: Tensor, experts: Tensor, gates: Tensor, kept: Tensor | None) -> Tensor:
-        "The same without reading which experts are chosen, for traced graphs: each expert works on all tokens."
+        "The same without data-dependent shapes, for traced graphs: each expert processes all tokens."
         gates = (gates if kept is None else gates * kept).to(x.dtype)
         out = torch.zeros_like(x)
         for e, (gate_up, down) in enumerate(zip(self.gate_up_proj.to(x.dtype), self.down_proj.to(x.dtype))):
@@ -145,7 +145,7 @@ class Experts(nn.Module):
 
 # %% ../../nbs/20_models/moe.ipynb #c3e9cc9c
 class Routing(NamedTuple):
-    "What a router did with a batch."
+    "Routing of a batch."
 
     logits: Tensor  # (batch, time, experts), float32, with graph
     experts: Tensor  # (batch, time, k) indices
@@ -153,8 +153,8 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module):
-    """One number for each expert and token, in float32 whatever the model's type. A matrix, but no `nn.Linear`: libraries that
-    quantise replace these, and a rounded router chooses other experts."""
+    """Linear router: one logit per expert and token, in float32 whatever the model's dtype. Not an `nn.Linear`: quantisation
+    libraries replace these, and a rounded router selects other experts."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class Router(nn.Module):
 
 
 class SparseMoE(nn.Module):
-    "Router, experts, and the shared expert where there is one."
+    "Mixture-of-experts layer: router, experts, and optionally a shared expert."
 
     def __init__(
         self,
@@ -189,8 +189,8 @@ class SparseMoE(nn.Module):
     def forward(
         self,
         x: Tensor,  # (batch, time, hidden)
-        real: Tensor | None = None,  # (batch, time), False for padding, which has no share in the capacity; None: no padding
-    ) -> tuple[Tensor, Routing]:  # (batch, time, hidden), and what the router did
+        real: Tensor | None = None,  # (batch, time), False for padding, which uses no capacity; None: no padding
+    ) -> tuple[Tensor, Routing]:  # (batch, time, hidden), and the routing
         config, logits = self.config, self.gate(x)
         gates, experts = choose_experts(logits, config.num_experts_per_tok)
         kept = None
@@ -205,7 +205,7 @@ class SparseMoE(nn.Module):
 
 # %% ../../nbs/20_models/moe.ipynb #0f43e5b3
 class RouterReport(NamedTuple):
-    "How one router did on a batch. The losses have a graph."
+    "Losses (with graph) and metrics of one router on a batch."
 
     balance: Tensor  # 1: even load, number of experts: all on one
     z: Tensor  # mean squared log-sum-exp of the logits
@@ -218,7 +218,7 @@ def router_report(
     routing: Routing,
     mask: Tensor | None = None,  # (batch, time), 0 for padding; None: no padding
 ) -> RouterReport:
-    "Losses and statistics of one layer's router; all of them 0 where there is nothing but padding."
+    "Losses and metrics of one layer's router; all 0 for a batch of padding only."
     logits, experts, kept = routing
     real = torch.ones_like(experts[..., 0], dtype=torch.bool) if mask is None else mask.bool()
     tokens, (num_experts, k) = real.sum().clamp(min=1), (logits.shape[-1], experts.shape[-1])
@@ -240,11 +240,11 @@ def router_report(
 
 
 def router_loss(
-    routings: dict[int, Routing],  # layer → what its router did, not empty
+    routings: dict[int, Routing],  # layer → its routing, not empty
     config: ModernLLMConfig,
     mask: Tensor | None = None,  # as in router_report
 ) -> tuple[Tensor, dict[str, Tensor]]:  # nats a token to add to the loss, and metrics without graph
-    "Both losses with their coefficients, summed over layers; loads by layer and expert, the rest as means over layers."
+    "Weighted sum of both losses over layers, and metrics: loads by layer and expert, others as means over layers."
     reports = {layer: router_report(routing, mask) for layer, routing in routings.items()}
     loss = sum(config.router_aux_loss_coef * r.balance + config.router_z_loss_coef * r.z for r in reports.values())
     balance, z, _, entropy, dropped = (torch.stack(values).mean(0).detach() for values in zip(*reports.values()))

@@ -19,7 +19,7 @@ from .transformer import ModernDecoderLM, softcap
 
 # %% ../../nbs/20_models/output_head.ipynb #32a86b3d
 class OutputHead(NamedTuple):
-    "Logits are `softcap(backbone(...)[0] @ weight.T)`, and nothing else."
+    "Backbone and output matrix: the logits are `softcap(backbone(...)[0] @ weight.T)`."
 
     backbone: nn.Module
     weight: Tensor  # (vocab, hidden)
@@ -29,7 +29,7 @@ class OutputHead(NamedTuple):
 def is_plain_linear(
     module: nn.Module | None,
 ) -> bool:
-    "Whether a layer is a product with its weight: exactly `nn.Linear`, no bias, no hooks, no adapter."
+    "Whether a layer is an unmodified `nn.Linear` without bias."
     return (type(module) is nn.Linear and module.bias is None and "forward" not in vars(module)
             and not module._forward_hooks and not module._forward_pre_hooks)
 
@@ -37,7 +37,7 @@ def is_plain_linear(
 def candidate_head(
     model: nn.Module,  # causal, of ours, of `transformers`, or wrapped by peft
 ) -> OutputHead | None:
-    "Backbone and output matrix, where the model is built of these two only. Whether they give its logits is not known yet."
+    "Backbone and output matrix, if the model consists of these two only; not verified yet."
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft keeps the model inside
     backbone, layer = getattr(base, "base_model", base), None
     if backbone is not base and hasattr(base, "get_output_embeddings"):
@@ -53,7 +53,7 @@ def candidate_head(
 def no_cache_kwargs(
     model: nn.Module,
 ) -> dict:  # keyword arguments of `forward`
-    "`use_cache=False`, for models that know the word."
+    "`use_cache=False`, for models that have this argument."
     names = inspect.signature(model.forward).parameters.values()
     known = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in names)
     return {"use_cache": False} if known else {}
@@ -88,7 +88,7 @@ def reproduces_logits(
             with torch.random.fork_rng(devices):
                 alone = head.backbone(**few, **no_cache_kwargs(head.backbone))[0]
             expected = softcap((seen["hidden"] @ head.weight.T).float(), head.softcap)
-    except Exception:  # whatever it is, the way through the logits meets it again or does not need it
+    except Exception:  # the model is then used through its logits, which raises the error again or does not need this call
         return False
     finally:
         hook.remove()
@@ -103,8 +103,8 @@ _verified: WeakKeyDictionary = WeakKeyDictionary()  # model → (state that was 
 def output_head(
     model: nn.Module,
     batch: dict,  # inputs of the model; tensors (batch, time)
-) -> OutputHead | None:  # None: only the model itself knows its logits
-    "Backbone and output matrix of a model, where they are proven to give its logits."
+) -> OutputHead | None:  # None: use the model's logits
+    "Backbone and output matrix of a model, if they are verified to reproduce its logits."
     head = candidate_head(model)
     if head is None or type(model) is ModernDecoderLM:
         return head

@@ -18,12 +18,12 @@ from .moe import Experts, Router, SparseMoE
 def current_forwards(
     *kinds: type,  # of modules
 ) -> dict[type, object]:
-    "The `forward` that each has now: whoever replaces it later is noticed."
+    "The current `forward` of each class, to detect later replacement."
     return {kind: kind.forward for kind in kinds}
 
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
-ALLOWED_MODULES = {  # name of a module in a decoder → what may stand there, exactly: a subclass may compute something else
+ALLOWED_MODULES = {  # module name in a decoder → allowed classes, without subclasses
     **dict.fromkeys(LINEAR_LAYERS, current_forwards(nn.Linear)),
     **dict.fromkeys(("norm", "input_layernorm", "post_attention_layernorm"), current_forwards(RMSNorm)),
     **dict.fromkeys(("q_norm", "k_norm"), current_forwards(RMSNorm, nn.Identity)),
@@ -37,7 +37,7 @@ STANDARD_METHODS = {name: getattr(GenerationMixin, name) for name in PREPARATION
 
 # %% ../../nbs/20_models/plain.ipynb #7e4a0b06
 def _is_known(module, kinds, eps):
-    "Whether a module is of a kind that may stand at its place, and computes what this kind computes."
+    "Whether a module is of an allowed class and unchanged."
     own = vars(module)
     return (
         kinds.get(type(module)) is type(module).forward and "forward" not in own and not own["training"]
@@ -49,7 +49,7 @@ def _is_known(module, kinds, eps):
 
 
 def _is_configured(layer, place, config):
-    "Whether a layer has the place and the sizes that the configuration says."
+    "Whether a layer has the index and the sizes of the configuration."
     attention, mlp = layer.self_attn, layer.mlp
     sizes = [len(m.weight) // config.head_dim for m in (attention.q_proj, attention.k_proj, attention.v_proj)]
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -62,7 +62,7 @@ def is_unmodified(
     model: nn.Module,  # a ModernDecoderLM in evaluation mode
     parts: dict[str, dict],  # as ALLOWED_MODULES, of the model itself (""), its backbone ("model") and its layers ("layer")
 ) -> bool:
-    "Whether nothing but our own modules, plain tensors and the standard preparation of inputs is at work."
+    "Whether a model consists of our own modules, ordinary tensors and the standard preparation of inputs."
     known, methods = ALLOWED_MODULES | parts, [getattr(model, name, None) for name in STANDARD_METHODS]
     pairs = zip(methods, STANDARD_METHODS.values())
     standard = all(getattr(method, "__func__", None) is own and method.__self__ is model for method, own in pairs)

@@ -34,7 +34,7 @@ from .plain import current_forwards
 
 # %% ../../nbs/20_models/transformer.ipynb #0815bd21
 class DecoderLayer(GradientCheckpointingLayer):
-    "Attention and feed-forward, each behind its own norm, each adding to the stream (Xiong et al. 2020: pre-norm)."
+    "Pre-norm layer: attention and feed-forward network, each with a norm and a residual connection (Xiong et al. 2020)."
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         need_weights: bool = False,
         real: Tensor | None = None,  # as in SparseMoE.forward
-    ) -> tuple[Tensor, Tensor | None, Routing | None]:  # (batch, time, hidden), attention probabilities, expert choices
+    ) -> tuple[Tensor, Tensor | None, Routing | None]:  # (batch, time, hidden), attention probabilities, routing
         attended, weights = self.self_attn(self.input_layernorm(x), rotary, mask, past_key_values, need_weights)
         x = x + dropout(attended, self.dropout, self.training)
         x_normed, routing = self.post_attention_layernorm(x), None
@@ -68,11 +68,11 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 # %% ../../nbs/20_models/transformer.ipynb #38ea2709
 class CheckpointMismatch(InputError, RuntimeError):
-    "A checkpoint does not fit. Both kinds of error: `transformers` raises a RuntimeError where shapes differ."
+    "A checkpoint does not fit the configuration. A RuntimeError too, as `transformers` raises where shapes differ."
 
 
 class ModernPreTrainedModel(PreTrainedModel):
-    "What backbone and language model share: how weights start, and what `transformers` may do with them."
+    "Base class of backbone and language model: initialisation, loading, and flags of `transformers`."
 
     config_class = ModernLLMConfig
     base_model_prefix = "model"
@@ -86,8 +86,8 @@ class ModernPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, output_loading_info=False, ignore_mismatched_sizes=False, **kwargs
     ):
-        """As in `transformers`, but a checkpoint that does not fit is an `InputError` that names its tensors. Whoever asks for
-        the loading info is told of missing and unknown tensors there. A head for a task may be missing: it is made anew."""
+        """As in `transformers`, but a checkpoint that does not fit raises an `InputError` that names its tensors. With
+        `output_loading_info`, missing and unknown tensors are reported there. A classification head may be missing."""
         folder = pretrained_model_name_or_path
         try:
             model, info = super().from_pretrained(
@@ -118,19 +118,19 @@ class ModernPreTrainedModel(PreTrainedModel):
             init.normal_(module.gate_up_proj, std=std)
             scaled = (2 * self.config.num_hidden_layers) ** 0.5 if self.config.scale_residual_init else 1
             init.normal_(module.down_proj, std=std / scaled)
-        if isinstance(module, RotaryEmbedding):  # not in the saved file, so made again after loading
+        if isinstance(module, RotaryEmbedding):  # not saved, so recomputed after loading
             init.copy_(module.frequencies, rotary_frequencies(self.config)[0])
 
 # %% ../../nbs/20_models/transformer.ipynb #075949d0
 @dataclass
 class ModernModelOutput(BaseModelOutputWithPast):
-    "The backbone's output, and what its routers did."
+    "Output of the backbone, with the routing."
 
-    routings: dict[int, Routing] | None = None  # layer → its choices; None: no layer has experts
+    routings: dict[int, Routing] | None = None  # layer → its routing; None: no layer has experts
 
 
 class ModernModel(ModernPreTrainedModel):
-    "The backbone: token ids to normed hidden states."
+    "The backbone: token ids to hidden states after the last norm."
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class ModernModel(ModernPreTrainedModel):
         use_cache: bool | None = None,  # None: as the configuration says, and never in training
         output_attentions: bool | None = None,  # None: as the configuration says
         output_hidden_states: bool | None = None,  # None: as the configuration says
-        **_,  # what other models take and this one does not need
+        **_,  # arguments of other models, ignored
     ) -> ModernModelOutput:  # last_hidden_state (batch, time, hidden), after the last norm
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -186,10 +186,10 @@ class ModernModel(ModernPreTrainedModel):
         )
 
     def _positions_and_masks(self, x, attention_mask, position_ids, cache):
-        "Where the tokens stand (what attention turns by), and what they may look at, by the type of layer."
+        "Rotary angles (or the view of a rolling cache), and masks by type of layer."
         past, starts = cache.get_seq_length() if cache is not None else 0, None
         by_token = attention_mask is None or isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
-        known = cache is None or not is_tracing(x) or type(cache) is DynamicCache and past == 0  # that it is empty
+        known = cache is None or not is_tracing(x) or type(cache) is DynamicCache and past == 0  # whether it is empty
         if position_ids is not None and by_token and known and x.shape[1] > 1:
             starts = document_starts(position_ids.expand(x.shape[0], -1), real_tokens(attention_mask, x.shape[1]))
         if starts is not None and (past or isinstance(cache, RollingCache)):
@@ -200,7 +200,7 @@ class ModernModel(ModernPreTrainedModel):
                 raise InputError("past_key_values: a rolling cache is for models without sliding_window")
             view = cache.extend(self.rotary_emb, attention_mask, x)
             return view, {"full_attention": view.mask}
-        masks = attention_mask if isinstance(attention_mask, dict) else {}  # a static cache has them made beforehand
+        masks = attention_mask if isinstance(attention_mask, dict) else {}  # made beforehand for a static cache
         sees_all = x.shape[1] == 1 and attention_mask is None and type(cache) is DynamicCache  # all that the cache returns
         if not masks and not sees_all:
             if attention_mask is not None or cache is not None and (type(cache) is not DynamicCache or past):
@@ -215,13 +215,13 @@ def softcap(
     logits: Tensor,  # any shape
     cap: float | None,  # None: unchanged
 ) -> Tensor:  # like logits, inside (-cap, cap)
-    "Bend logits so that none passes the cap (Gemma 2 report 2024, section 2)."
+    "Soft-cap logits (Gemma 2 report 2024, section 2)."
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 @dataclass
 class ModernCausalLMOutput(CausalLMOutputWithPast):
-    "The language model's output, with what its routers did."
+    "Output of the language model, with router loss, metrics and routing."
 
     router_loss: Tensor | None = None  # in training, with labels and experts: nats a token, coefficients included; a part of loss
     router_metrics: dict[str, Tensor] | None = None  # beside it: see `router_loss` in moe
@@ -291,7 +291,7 @@ class ModernDecoderLM(ModernPreTrainedModel, GenerationMixin):
     def _sample(
         self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
     ):
-        "Called by `generate` for greedy decoding and sampling: our loop where it does what was asked for."
+        "Called by `generate` for greedy decoding and sampling: our loop if it supports the call."
         given = (input_ids, logits_processor, stopping_criteria, generation_config)
         if can_decode(self, OWN_MODULES, generation_config, streamer, synced_gpus, **kwargs):
             return decode(self, *given, **kwargs).clone()  # outside of inference mode
@@ -307,7 +307,7 @@ class ModernDecoderLM(ModernPreTrainedModel, GenerationMixin):
         return super().init_continuous_batching(*args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
-        "Called by `generate`: a rolling cache where the configuration asks for one and the caller for no other."
+        "Called by `generate`: a rolling cache if the configuration asks for one and the caller for no other."
         rolls = self.config.cache_window is not None and generation_config.use_cache is not False
         if rolls and model_kwargs.get("past_key_values") is None and generation_config.cache_implementation is None:
             model_kwargs["past_key_values"] = new_cache(self.config)
@@ -321,4 +321,4 @@ OWN_MODULES = {  # for `can_decode`
 
 # %% ../../nbs/20_models/transformer.ipynb #583f0940
 class ModernForSequenceClassification(GenericForSequenceClassification, ModernPreTrainedModel):
-    "Backbone and a linear layer, read at the last token that is no padding (by `pad_token_id`); `num_labels` classes."
+    "Sequence classifier: a linear layer on the last token that is not padding (by `pad_token_id`); `num_labels` classes."

@@ -12,8 +12,8 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
 
 
-def keep_freed_memory() -> bool:  # whether the C library understood
-    "Let this process keep freed memory for its next use. Does nothing where the C library is not glibc."
+def keep_freed_memory() -> bool:  # whether it was set
+    "Make this process keep freed memory for reuse. Does nothing if the C library is not glibc."
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:  # whether the C library understood
 
 
 def release_freed_memory() -> None:
-    "Hand what is kept back to the system, now. Does nothing where the C library is not glibc."
+    "Return kept memory to the system now. Does nothing if the C library is not glibc."
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

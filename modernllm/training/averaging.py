@@ -15,20 +15,20 @@ from .parallel import distribute_like
 
 # %% ../../nbs/30_training/averaging.ipynb #52520264
 class AveragedWeights(Callback):
-    "Base of averages: puts the average in for evaluations and takes it out again."
+    "Base class of averages: swaps the average in for evaluations, and out again."
 
     def __init__(self):
-        self.kept: dict[str, Tensor] | None = None  # the training's own weights, while the average is in the model
+        self.kept: dict[str, Tensor] | None = None  # the weights of the last step, while the average is in the model
 
     def average(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The average now; `live` are the weights of the last step."
+        "The current average; `live` are the weights of the last step."
         raise NotImplementedError
 
     def live(self, trainer) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in trainer.inner.named_parameters() if p.requires_grad}
 
     def swap_in(self, trainer) -> None:
-        "Put the average into the model, for good unless `swap_out` follows."
+        "Put the average into the model; `swap_out` undoes it."
         live = self.live(trainer)
         if self.kept is None:
             self.kept = {name: tensor.clone() for name, tensor in live.items()}

@@ -29,10 +29,10 @@ from .utilisation import clock
 # %% ../../nbs/30_training/batch_find.ipynb #fa570f72
 @dataclass(frozen=True)
 class BatchTrial:
-    "One size of a batch."
+    "Memory and throughput of one batch size."
 
     batch_size: int
-    memory: int | None  # bytes: of the process on a CPU, of torch on a graphics card; None: it did not fit there
+    memory: int | None  # peak bytes: of the process on a CPU, of torch on a GPU; None: out of memory
     tokens_per_second: float
     fits: bool
 
@@ -42,7 +42,7 @@ class BatchTrial:
 
 
 class _Times(Callback):
-    "When each step had ended."
+    "End time of each step."
 
     def __init__(self):
         self.ends = []
@@ -62,7 +62,7 @@ CGROUP = Path("/sys/fs/cgroup")
 def memory_limit(
     device: torch.device,
 ) -> int:  # bytes
-    "What a process may hold."
+    "Memory limit of the process."
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
@@ -77,7 +77,7 @@ def memory_limit(
 
 
 def _reset_peak(device: torch.device) -> int:
-    "Start measuring the peak anew; returns what is held now."
+    "Reset the peak memory; returns the current memory."
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -85,7 +85,7 @@ def _reset_peak(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     release_freed_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes what is held now
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak to the current memory
     except OSError:
         pass
     import psutil
@@ -99,10 +99,10 @@ def _peak(device: torch.device) -> int:
 # %% ../../nbs/30_training/batch_find.ipynb #e8e21b54
 @dataclass(frozen=True)
 class BatchSizes:
-    "What a search has found."
+    "Result of the search."
 
     tried: list[BatchTrial]  # by size
-    largest: int  # that fits, to a sixteenth
+    largest: int  # largest size that fits, to within a sixteenth
     limit: int  # bytes
 
     @property
@@ -111,7 +111,7 @@ class BatchSizes:
 
 
 def _try(make_model, objective, batches, batch_size, config, limit, device) -> BatchTrial:
-    "Some real steps."
+    "Run some training steps."
     _reset_peak(device)
     times = _Times()
     try:
@@ -125,7 +125,7 @@ def _try(make_model, objective, batches, batch_size, config, limit, device) -> B
 
 
 def _expected(batch_size: int, tried: list[BatchTrial], predict: Callable[[int], int] | None) -> float:
-    "Bytes, before it is tried; 0 where nothing is known yet."
+    "Predicted bytes; 0 where nothing is known yet."
     if predict is not None:
         return predict(batch_size)
     if len(tried) < 2:
@@ -136,8 +136,8 @@ def _expected(batch_size: int, tried: list[BatchTrial], predict: Callable[[int],
 
 def batch_find(
     make_model: Callable[[], nn.Module],
-    objective: Objective,  # its own parameters, if it has any, are spoilt
-    make_batches: Callable,  # of a batch size: batches as for the Trainer
+    objective: Objective,  # its own parameters, if any, are changed
+    make_batches: Callable,  # batch size → batches as for the Trainer
     *,
     limit: int | None = None,  # bytes; None: `memory_limit`
     most: int = 1024,  # rows; no larger batch is tried
@@ -145,7 +145,7 @@ def batch_find(
     report: Callable[[BatchTrial], None] = lambda size: None,  # called after each size
     **settings,  # of TrainConfig, such as optimizer, accumulation, precision
 ) -> BatchSizes:
-    "Find the largest batch that fits into memory, and the speed of those on the way."
+    "Find the largest batch size that fits in memory, and the throughput of every size tried."
     if most < 1 or steps < 2 or limit is not None and limit < 1:
         raise InputError("batch_find: most is at least 1, steps at least 2 and a limit positive; "
                          f"given: {most}, {steps} and {limit}")

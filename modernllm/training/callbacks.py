@@ -17,19 +17,19 @@ from ..core.config import InputError
 
 # %% ../../nbs/30_training/callbacks.ipynb #0fb64a82
 class Callback:
-    "Base of callbacks: every hook does nothing."
+    "Base class of callbacks: every hook does nothing."
 
     def fit_start(self, trainer) -> None:
         "Before the first step, after a resume."
 
     def updated(self, trainer) -> None:
-        "Right after the weights have changed, with nothing read from the device; `trainer.step` counts this step."
+        "Directly after the optimizer step, before losses are read from the device; `trainer.step` counts this step."
 
     def eval_start(self, trainer) -> None:
-        "Before every evaluation and after the best weights were loaded: to put other weights in. `eval_end` takes them out."
+        "Before every evaluation and after loading the best weights: to swap in other weights. `eval_end` swaps them out."
 
     def bad_step(self, trainer, step: int, what: str) -> None:
-        "When a step had a loss or gradient that is no number; the training fails unless `trainer.roll_back` is called."
+        "After a step whose loss or gradient is not finite; training fails unless `trainer.roll_back` is called."
 
     def step_end(self, trainer, row: dict) -> None:
         "After every step, in order; `row` has step, tokens, loss, lr, grad_norm and the objective's metrics."
@@ -41,29 +41,29 @@ class Callback:
         "After a checkpoint was written."
 
     def fit_end(self, trainer) -> None:
-        "After the last step, also when the training fails."
+        "After the last step, also when training fails."
 
     def state_dict(self) -> dict:
         "JSON values to be checkpointed."
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        "Take up what `state_dict` gave."
+        "Restore what `state_dict` returned."
 
     def tensors(self) -> dict:
         "Tensors to be checkpointed, by name."
         return {}
 
     def load_tensors(self, tensors: dict) -> None:
-        "Take up what `tensors` gave."
+        "Restore what `tensors` returned."
 
     def identity(self) -> dict:
-        "JSON values that must be the same when a training goes on; asked for where there is a memory."
+        "JSON values that must be equal when a run is resumed; used for callbacks with state."
         return {}
 
 # %% ../../nbs/30_training/callbacks.ipynb #238cfa7e
 class ProgressBar(Callback):
-    "A bar on stderr, once the training has taken two seconds."
+    "A progress bar on stderr, after two seconds."
 
     def fit_start(self, trainer):
         from tqdm import tqdm
@@ -81,11 +81,11 @@ class ProgressBar(Callback):
 
 # %% ../../nbs/30_training/callbacks.ipynb #67822081
 class LivePlot(Callback):
-    "Training and evaluation loss in a notebook, redrawn while the training runs."
+    "Training and evaluation loss in a notebook, redrawn during training."
 
     def __init__(
         self,
-        seconds: float = 1.0,  # at least, between two drawings
+        seconds: float = 1.0,  # minimum between two drawings
     ):
         self.seconds, self.last, self.handle = seconds, 0.0, None
 
@@ -144,7 +144,7 @@ class KillRule(Callback):
         self,
         baseline: dict,  # {"x": tokens, "y": loss}, x ascending, as a record's curve
         delta: float,  # nats, or points of perplexity
-        after: float = 0,  # tokens before which nothing is killed
+        after: float = 0,  # tokens before which the rule does not apply
         patience: int = 1,  # evaluations in a row
         tokens: float = 0,  # that these evaluations span at least
         perplexity: bool = False,  # compare exp(loss), interpolated as such
@@ -157,7 +157,7 @@ class KillRule(Callback):
         self.patience, self.tokens = patience, tokens
 
     def is_behind(self, row: dict) -> bool:
-        "Whether one evaluation is worse than allowed; beyond the baseline's last point its last loss counts."
+        "Whether an evaluation is worse than allowed; beyond the baseline's last point its last loss is used."
         allowed = np.interp(row["tokens"], self.x, self.y) + self.delta
         return row["tokens"] >= max(self.after, self.x[0]) and self.scale(row["loss"]) > allowed
 

@@ -29,7 +29,7 @@ PREFIX = "step_"
 
 # %% ../../nbs/30_training/checkpoint.ipynb #b55104c1
 class Checkpoint(NamedTuple):
-    "What a checkpoint holds."
+    "Contents of a checkpoint."
 
     weights: dict[str, Tensor]
     optimizer: dict  # state_dict of the optimizer
@@ -39,8 +39,8 @@ class Checkpoint(NamedTuple):
 
 def trained_tensors(
     module: nn.Module,
-) -> dict[str, Tensor]:  # each storage once, by the first of its names
-    "The trainable parameters and the buffers; frozen parameters come from whoever froze them."
+) -> dict[str, Tensor]:  # each storage once, by its first name
+    "The trainable parameters and the persistent buffers."
     parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     return parameters | {name: b for name, b in module.named_buffers() if b is not None and _is_saved(module, name)}
 
@@ -51,7 +51,7 @@ def _is_saved(module: nn.Module, buffer: str) -> bool:
 
 
 def load_trained_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    "The way back: copy `tensors` into the module, in place."
+    "Copy the tensors of a checkpoint into the module, in place."
     own = trained_tensors(module)
     wrong = [n for n in own.keys() | tensors.keys() if n not in own or n not in tensors or own[n].shape != tensors[n].shape]
     if wrong:
@@ -76,7 +76,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def checkpoint_path(folder: str | Path, step: int) -> Path:
-    "The place of a checkpoint."
+    "Folder of a checkpoint."
     return Path(folder) / f"{PREFIX}{step:08d}"
 
 
@@ -86,7 +86,7 @@ def save(
     step: int,
     needs: Sequence[int] = (),  # steps of earlier checkpoints that must be kept as long as this one, such as the best
 ) -> Path:  # folder/step_<n>
-    "Write one checkpoint as a whole. `RunFailed` when the disk refuses; what was there before is intact."
+    "Write a checkpoint atomically. `RunFailed` when that is impossible; earlier ones stay intact."
     final = checkpoint_path(folder, step)
     draft = final.with_name(f".draft_{final.name}")
     try:
@@ -113,13 +113,13 @@ def save(
 
 
 def _remove(place: Path) -> None:
-    "Renamed first: a removal that is cut off leaves no half a checkpoint."
+    "Remove a checkpoint; renamed first, so that an interrupted removal leaves no incomplete one."
     if place.exists():
         shutil.rmtree(place.rename(place.with_name(f".dead_{place.name}")))
 
 # %% ../../nbs/30_training/checkpoint.ipynb #624c52a1
 def saved_steps(folder: str | Path) -> list[int]:
-    "Steps that have a checkpoint, ascending; whether they are sound is not looked at."
+    "Steps that have a checkpoint, ascending; not verified."
     return sorted(int(p.name[len(PREFIX):]) for p in Path(folder).glob(f"{PREFIX}*") if p.name[len(PREFIX):].isdigit())
 
 
@@ -128,7 +128,7 @@ def _manifest(place: Path) -> dict:
 
 
 def load(folder: str | Path, step: int) -> Checkpoint:
-    "One checkpoint, every byte checked against the manifest; `ValueError` says what is wrong."
+    "Load a checkpoint, verified against its manifest; `ValueError` says what is wrong."
     place, data = checkpoint_path(folder, step), {}
     try:
         for file, expected in _manifest(place)["files"].items():
@@ -146,7 +146,7 @@ def load(folder: str | Path, step: int) -> Checkpoint:
 
 
 def load_latest(folder: str | Path) -> Checkpoint | None:
-    "The newest sound checkpoint, or None; damaged ones are skipped with a warning."
+    "The newest valid checkpoint, or None; damaged ones are skipped with a warning."
     for step in reversed(saved_steps(folder)):
         try:
             return load(folder, step)
@@ -157,13 +157,13 @@ def load_latest(folder: str | Path) -> Checkpoint | None:
 # %% ../../nbs/30_training/checkpoint.ipynb #7ed3aa1b
 def prune(
     folder: str | Path,
-    step: int,  # of the newest sound checkpoint: those of later steps are damaged
+    step: int,  # of the newest valid checkpoint: those of later steps are damaged
     keep: int,
 ) -> None:
-    "Remove all but the newest `keep` checkpoints and those that they need, and what dead processes left."
+    "Remove all but the newest `keep` checkpoints and those they need, and temporary folders of dead processes."
     kept = set([n for n in saved_steps(folder) if n <= step][-keep:])
     for n in tuple(kept):
-        with contextlib.suppress(OSError, ValueError, LookupError):  # a damaged one needs nothing
+        with contextlib.suppress(OSError, ValueError, LookupError):  # a damaged one lists nothing
             kept |= set(_manifest(checkpoint_path(folder, n))["needs"])
     for n in set(saved_steps(folder)) - kept:
         _remove(checkpoint_path(folder, n))

@@ -20,12 +20,12 @@ from .schedule import learning_rate
 class TrainConfig(Config):
     "Settings of the Trainer."
 
-    seed: int = 0  # of dropout; batches and initial weights have their own
+    seed: int = 0  # of dropout; batches and initial weights have their own seeds
     max_steps: int | None = pydantic.Field(None, ge=1)  # either this …
     max_tokens: int | None = pydantic.Field(None, ge=1)  # … or this, rounded up to whole steps
-    learning_rate: float = pydantic.Field(1e-3, gt=0)  # at its peak
-    min_lr_ratio: float = pydantic.Field(0.1, ge=0, le=1)  # last learning rate as a share of the peak
-    warmup_steps: int | None = pydantic.Field(None, ge=0)  # None: a twentieth of the run, 200 at most
+    learning_rate: float = pydantic.Field(1e-3, gt=0)  # peak
+    min_lr_ratio: float = pydantic.Field(0.1, ge=0, le=1)  # final learning rate as a fraction of the peak
+    warmup_steps: int | None = pydantic.Field(None, ge=0)  # None: a twentieth of the run, at most 200
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     decay_share: float = pydantic.Field(0.2, gt=0, le=1)  # of the run, at its end; for schedule "wsd" alone
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices, with AdamW for the rest
@@ -34,16 +34,16 @@ class TrainConfig(Config):
     beta2: float = pydantic.Field(0.95, ge=0, lt=1)
     eps: float = pydantic.Field(1e-8, gt=0)
     grad_clip: float = pydantic.Field(1.0, ge=0)  # largest gradient norm; 0: no clipping
-    accumulation: int = pydantic.Field(1, ge=1)  # batches a step
+    accumulation: int = pydantic.Field(1, ge=1)  # batches per step
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bfloat16 autocast where the hardware has it
     eval_every: int = pydantic.Field(0, ge=0)  # steps; 0: only after the last one
-    log_every: int = pydantic.Field(10, ge=1)  # steps that a row of the history is the mean of
-    checkpoint_every_steps: int = pydantic.Field(0, ge=0)  # 0: by time alone
-    checkpoint_every_minutes: float = pydantic.Field(5.0, ge=0)  # 0: by steps alone
-    keep_checkpoints: int = pydantic.Field(2, ge=1)  # newest ones; the best is kept beside them
+    log_every: int = pydantic.Field(10, ge=1)  # steps averaged in a row of the history
+    checkpoint_every_steps: int = pydantic.Field(0, ge=0)  # 0: by time only
+    checkpoint_every_minutes: float = pydantic.Field(5.0, ge=0)  # 0: by steps only
+    keep_checkpoints: int = pydantic.Field(2, ge=1)  # newest ones; the best is kept in addition
     early_stop_patience: int = pydantic.Field(0, ge=0)  # evaluations without improvement; 0: never
-    sharding: Literal["none", "full"] = "none"  # full: processes divide the parameters; see `parallel`
-    deterministic: bool = False  # let torch use no algorithm that may give other bits the next time, or refuse
+    sharding: Literal["none", "full"] = "none"  # full: FSDP, see `parallel`
+    deterministic: bool = False  # deterministic algorithms only; an error where torch has none
     trackers: tuple[Literal["tensorboard", "wandb"], ...] | None = None  # None: see `used_trackers`
 
     @pydantic.model_validator(mode="after")
@@ -65,7 +65,7 @@ class TrainConfig(Config):
         batches,  # of the Trainer; `tokens_per_batch` is asked for only when the length is given in tokens
         processes: int = 1,
     ) -> int:
-        "How many steps the training has."
+        "Number of training steps."
         tokens = self.max_steps or getattr(batches, "tokens_per_batch", None)
         if not tokens:
             raise InputError("TrainConfig: max_tokens needs batches with tokens_per_batch; give max_steps instead")
@@ -74,7 +74,7 @@ class TrainConfig(Config):
     def rate(
         self,
         step: int,  # 1 … total
-        total: int,  # steps of the training
+        total: int,  # steps of the run
     ) -> float:
         "The learning rate of one step."
         warmup = min(200, total // 20) if self.warmup_steps is None else self.warmup_steps
@@ -84,9 +84,9 @@ class TrainConfig(Config):
 # %% ../../nbs/30_training/config.ipynb #acb75f05
 def used_trackers(
     config: TrainConfig,
-    folder: str | Path | None,  # of the training
+    folder: str | Path | None,  # of the run
 ) -> list[str]:  # names of Accelerate
-    "Those of the config; by default TensorBoard where there is a folder, and Weights & Biases where its key is set."
+    "Experiment trackers: by default TensorBoard if there is a folder, and Weights & Biases if its key is set."
     if config.trackers and not folder:
         raise InputError("TrainConfig: trackers need a folder to write to")
     if config.trackers is not None or not folder:
@@ -99,7 +99,7 @@ def uses_bfloat16(
     precision: str,  # "auto", "bf16" or "fp32"
     device,  # torch.device
 ) -> bool:
-    "Whether the forward pass runs under bfloat16 autocast; \"auto\": where matrix units for it exist."
+    "Whether the forward pass runs under bfloat16 autocast; \"auto\": if the hardware has bfloat16 matrix units."
     import torch
 
     if precision != "auto":
@@ -120,8 +120,8 @@ def config_differences(
     there: dict,  # of a checkpoint
     processes: int = 1,  # here
     processes_there: int = 1,
-) -> str:  # "" when a training may go on
-    "What keeps a training from going on from a checkpoint."
+) -> str:  # "" if the run may resume
+    "Settings that prevent resuming from a checkpoint."
     own = here.to_dict()
     different = [f"{name} is {own.get(name)} here and {value} there" for name, value in there.items()
                  if name not in RESUMABLE_FIELDS | {"accumulation"} and own.get(name) != value]

@@ -13,14 +13,14 @@ from .callbacks import Callback
 
 # %% ../../nbs/30_training/guard.ipynb #07636772
 class SpikeGuard(Callback):
-    "Goes back before a spike or a loss that is no number, and on without the batches around it."
+    "Roll back before a loss spike or NaN, and continue without the batches around it."
 
     def __init__(
         self,
-        sigmas: float = 8.0,  # a loss so many standard deviations above the mean is a spike
-        recent: int = 50,  # steps that mean and deviation are of; before there are so many, only NaN counts
-        window: int = 5,  # steps before and after the bad one whose batches are left out
-        limit: int = 3,  # rewinds; the next one fails
+        sigmas: float = 8.0,  # standard deviations above the mean that make a spike
+        recent: int = 50,  # steps of mean and standard deviation; before that, only NaN triggers
+        window: int = 5,  # steps before and after the bad one whose batches are skipped
+        limit: int = 3,  # rollbacks; one more fails the run
     ):
         if min(recent - 1, window, limit, sigmas) <= 0:
             raise InputError("SpikeGuard: sigmas, window and limit must be positive, recent at least 2; given: "
@@ -35,7 +35,7 @@ class SpikeGuard(Callback):
         if not trainer.folder:
             raise InputError("SpikeGuard: needs a Trainer with a folder: there is nothing to go back to without checkpoints")
         if trainer.step == 0:
-            trainer._save()  # the first steps too have something before them
+            trainer._save()  # so that the first steps can be rolled back
 
     def step_end(self, trainer, row):
         usual = self.losses[-self.recent:]

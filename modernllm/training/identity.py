@@ -22,11 +22,11 @@ from .callbacks import Callback
 def identity(
     thing,  # an object, a function or None
 ) -> dict:  # JSON values
-    "The name of a class or function, and what its method `identity` adds."
+    "Name of a class or function, with the result of its method `identity`."
     while isinstance(thing, partial):
         thing = thing.func
     name = None if thing is None else getattr(thing, "__name__", type(thing).__name__)
-    method = getattr(type(thing), "identity", None)  # of the class: an objective may have a part of this name
+    method = getattr(type(thing), "identity", None)  # of the class: an objective may have a submodule of this name
     return json.loads(_json({"class": name} | (method(thing) if method else {})))
 
 
@@ -35,14 +35,14 @@ def _json(value) -> str:
 
 # %% ../../nbs/30_training/identity.ipynb #6b393393
 IGNORED_FIELDS = {"transformers_version", "peft_version", "_name_or_path", "base_model_name_or_path", "revision", "_commit_hash",
-        "architectures", "auto_map", "auto_mapping", "dtype", "use_cache", "inference_mode"}  # fields that change no training
+        "architectures", "auto_map", "auto_mapping", "dtype", "use_cache", "inference_mode"}  # fields that do not affect training
 
 
 def model_identity(
     model: nn.Module,
-    module: nn.Module,  # the model and what the objective brings along
+    module: nn.Module,  # the model and the modules of the objective
 ) -> dict:  # JSON values
-    "What a checkpoint keeps of a model beside its trained weights."
+    "Fingerprint of a model without its trained weights."
     config, adapters = getattr(model, "config", None), getattr(model, "peft_config", {})
     fields = json.loads(config.to_json_string(use_diff=False)) if hasattr(config, "to_json_string") else {}
     for name, adapter in adapters.items():
@@ -66,11 +66,11 @@ def _digest(tensors) -> str:  # of (name, tensor) pairs
 
 
 def training_identity(
-    module,  # TrainStep, before it is divided among processes
+    module,  # TrainStep, before sharding
     batches,
     evaluate,
 ) -> dict[str, dict]:  # JSON values
-    "What a training is of."
+    "Fingerprint of a training run."
     parts = {"objective": module.objective, "batches": batches, "evaluate": evaluate}
     return {"model": model_identity(module.model, module)} | {part: identity(thing) for part, thing in parts.items()}
 
@@ -78,8 +78,8 @@ def training_identity(
 def identity_differences(
     here: dict[str, dict],
     there: dict[str, dict],  # of a checkpoint
-) -> str:  # "" when a training may go on
-    "In which of the values that both sides know they differ."
+) -> str:  # "" if the run may resume
+    "Differences in fields that both sides have."
     found = [f"{part}: {name} is {value} here and {there[part][name]} there" for part in here if part in there
              for name, value in here[part].items() if there[part].get(name, value) != value]
     return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
@@ -88,7 +88,7 @@ def identity_differences(
 def batch_digest(
     batch,  # dicts and lists, with tensors among other things
 ) -> str:
-    "A digest of what is in a batch."
+    "Digest of the contents of a batch."
     leaves = {name: leaf for name, leaf in _leaves(batch)}
     shapes = [[name, str(leaf.dtype), list(leaf.shape)] if isinstance(leaf, Tensor) else [name, type(leaf).__name__]
               for name, leaf in leaves.items()]
@@ -110,8 +110,8 @@ def _leaves(nest, name: str = "") -> Iterator[tuple[str, object]]:
 # %% ../../nbs/30_training/identity.ipynb #2124fc96
 def stateful_callbacks(
     callbacks: Sequence[Callback],
-) -> list[dict | None]:  # JSON values; None: nothing to remember
-    "Which callbacks have a memory."
+) -> list[dict | None]:  # JSON values; None: no state
+    "Identities of the callbacks with state."
     own = [any(getattr(type(callback), name) is not getattr(Callback, name) for name in ("state_dict", "tensors"))
            for callback in callbacks]
     return [identity(callback) if remembers else None for callback, remembers in zip(callbacks, own)]
@@ -119,9 +119,9 @@ def stateful_callbacks(
 
 def match_callbacks(
     callbacks: Sequence[Callback],
-    there: list[dict | None],  # what `stateful_callbacks` gave when the checkpoint was written
-) -> dict[int, int]:  # place here → place there
-    "Whose memory goes to whom; `InputError` where that is not clear."
+    there: list[dict | None],  # of the checkpoint
+) -> dict[int, int]:  # index here → index there
+    "Match callbacks to those of a checkpoint; `InputError` where that is impossible."
     here = stateful_callbacks(callbacks)
     mine, theirs = ([memory["class"] for memory in side if memory] for side in (here, there))
     if sorted(mine) != sorted(theirs):

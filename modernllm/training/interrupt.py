@@ -11,10 +11,10 @@ import threading
 
 
 class DeferSignals:
-    "Holds back SIGINT and SIGTERM inside a `with` block and delivers them at its end."
+    "Context manager that defers SIGINT and SIGTERM to the end of the block."
 
     def __init__(self):
-        self.signal: int | None = None  # the one that came
+        self.signal: int | None = None  # the deferred one
 
     def __enter__(self):
         # Python calls handlers in the main thread only.
@@ -27,7 +27,7 @@ class DeferSignals:
             signal.signal(number, handler)
         if self.signal and error is None:
             signal.raise_signal(self.signal)
-            raise KeyboardInterrupt  # somebody's handler did nothing: the work is unfinished all the same
+            raise KeyboardInterrupt  # the handler returned, but the work is unfinished
 
     def _note(self, number, frame):
         if self.signal:

@@ -21,7 +21,7 @@ from .trainer import Trainer
 
 # %% ../../nbs/30_training/lr_find.ipynb #c51c1374
 class RangeTestConfig(TrainConfig):
-    "The settings of a training whose learning rate rises by the same factor at each step."
+    "Training configuration with an exponentially increasing learning rate."
 
     lowest: float
 
@@ -30,7 +30,7 @@ class RangeTestConfig(TrainConfig):
 
 
 class _Losses(Callback):
-    "Every step's loss; ends the training at four times the lowest, smoothed so that one batch decides nothing."
+    "Records the loss of every step; stops when the smoothed loss is four times its minimum."
 
     def __init__(self):
         self.rates, self.losses, self.smooth, self.mean = [], [], [], 0.0
@@ -39,20 +39,20 @@ class _Losses(Callback):
         self.mean = 0.9 * self.mean + 0.1 * row["loss"]
         self.rates.append(row["lr"])
         self.losses.append(row["loss"])
-        self.smooth.append(self.mean / (1 - 0.9 ** len(self.losses)))  # the mean began at 0
+        self.smooth.append(self.mean / (1 - 0.9 ** len(self.losses)))  # bias correction
         if len(self.smooth) > 10 and self.smooth[-1] > 4 * min(self.smooth):
             trainer.stop("exploded")
 
 # %% ../../nbs/30_training/lr_find.ipynb #34828606
 @dataclass
 class LearningRates:
-    "What a range test has found."
+    "Result of a range test."
 
-    table: dict[str, list[float]]  # lr, loss, smooth: one entry a step
-    suggestion: float  # a peak for the schedule
+    table: dict[str, list[float]]  # lr, loss, smooth: one entry per step
+    suggestion: float  # peak learning rate
 
     def plot(self):
-        "The losses over the learning rates, with the suggestion; a matplotlib Axes."
+        "Plot losses over learning rates, with the suggestion; returns the matplotlib Axes."
         import matplotlib.pyplot as plt
         import seaborn as sns
 
@@ -67,8 +67,8 @@ class LearningRates:
 
 
 def lr_find(
-    make_model: Callable[[], nn.Module],  # the test spoils the model that it gets
-    objective: Objective,  # its own parameters, if it has any, are spoilt too
+    make_model: Callable[[], nn.Module],  # the test changes the model
+    objective: Objective,  # its own parameters, if any, are changed too
     batches,  # as for the Trainer
     *,
     lowest: float = 1e-6,
@@ -85,10 +85,10 @@ def lr_find(
     try:
         Trainer(make_model(), objective, batches, RangeTestConfig(**{**settings, **own}), callbacks=[found, *callbacks]).fit()
     except RunFailed:
-        if not found.losses:  # a loss that is no number at the end is what the test provokes
+        if not found.losses:  # divergence at the end is expected
             raise
     if len(found.losses) < 20 or min(found.smooth) > 0.98 * found.smooth[0]:
         raise RunFailed(f"lr_find: the loss did not fall between {lowest:.1e} and {found.rates[-1]:.1e}; "
                         "take more steps or another range")
-    best = 10 + int(np.argmin(np.gradient(found.smooth)[10:]))  # the first means are of few losses
+    best = 10 + int(np.argmin(np.gradient(found.smooth)[10:]))  # the first smoothed losses are means of few
     return LearningRates({"lr": found.rates, "loss": found.losses, "smooth": found.smooth}, found.rates[best])

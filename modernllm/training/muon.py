@@ -22,7 +22,7 @@ def orthogonalise(
     matrices: Tensor,  # (n, rows, columns); fewer rows than columns are cheaper
     bf16: bool = False,  # products in bfloat16
 ) -> Tensor:  # same shape, singular values near 1
-    "Newton-Schulz rounds for a stack of matrices at once."
+    "Newton-Schulz iterations for a stack of matrices."
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16() if bf16 else matrices
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -35,7 +35,7 @@ def orthogonalise(
 
 # %% ../../nbs/30_training/muon.ipynb #dbc934ac
 def muon_groups(
-    module: nn.Module,  # everything that is trained, the objective's own modules included
+    module: nn.Module,  # everything that is trained, modules of the objective included
     weight_decay: float,
 ) -> list[dict]:  # groups of `parameter_groups`, the decayed ones in two: with "muon" and without
     "Parameter groups that say which matrices Muon updates."
@@ -50,7 +50,7 @@ def muon_groups(
 
 # %% ../../nbs/30_training/muon.ipynb #29e89b8a
 class Muon(torch.optim.AdamW):
-    "Muon for the groups with \"muon\", fused AdamW for the others. Takes the gradients of the matrices away."
+    "Muon for the groups with \"muon\", fused AdamW for the others. Sets the gradients of the matrices to None."
 
     def __init__(
         self,
@@ -84,18 +84,18 @@ class Muon(torch.optim.AdamW):
             momenta = [self._momentum(p) for p in matrices]
             torch._foreach_lerp_(momenta, grads, 1 - self.momentum)
             ahead = torch._foreach_lerp(grads, momenta, self.momentum)
-            wide = [m.mT if m.shape[-2] > m.shape[-1] else m for m in map(full_tensor, ahead)]  # of a part no round is right
+            wide = [m.mT if m.shape[-2] > m.shape[-1] else m for m in map(full_tensor, ahead)]  # gathered first
             wide = [m.reshape(-1, *m.shape[-2:]) for m in wide]
             updates = orthogonalise(torch.cat(wide), self.bf16).split([len(m) for m in wide])
             for p, update in zip(matrices, updates):
                 update = (update.mT if p.shape[-2] > p.shape[-1] else update).reshape(p.shape)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(distribute_like(update, p), alpha=-group["lr"] * 0.2 * math.sqrt(longest))
-                p.grad = None  # AdamW passes over what has no gradient
+                p.grad = None  # AdamW skips parameters without a gradient
 
     def _momentum(self, p: Tensor) -> Tensor:
         state = self.state[p]
-        if not state:  # AdamW's way of loading looks for a step in every state
+        if not state:  # loading AdamW's state requires a step in every entry
             state.update(step=torch.zeros((), device=p.device), momentum=torch.zeros_like(p))
         return state["momentum"]
 

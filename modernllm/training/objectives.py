@@ -25,29 +25,29 @@ IGNORE = -100  # target of a position without a loss
 
 # %% ../../nbs/30_training/objectives.ipynb #c3f3e8df
 class LossOutput(NamedTuple):
-    "What an objective says about one batch."
+    "Summed loss, weight and metrics of one batch."
 
     total: Tensor  # summed loss in nats, with its graph
-    weight: Tensor  # how many tokens or pairs it is the sum of
+    weight: Tensor  # number of tokens or pairs in the sum
     metrics: dict[str, Tensor] = {}  # further sums over the same items, without graph
 
 
 class Objective(nn.Module):
-    "Base of objectives."
+    "Base class of objectives."
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> LossOutput:
         raise NotImplementedError
 
     def flops_per_token(self, model: nn.Module, batch: dict[str, Tensor]) -> float | None:
-        "Operations of a training step on such a batch for each item of its weight; None: not known."
+        "FLOPs of a training step on such a batch per unit of weight; None: unknown."
         return None
 
     def identity(self) -> dict:
-        "Settings that decide the result, as JSON values; a training does not go on with others."
+        "Settings that affect the result, as JSON values; a run with others does not resume."
         return {}
 
     def train(self, mode: bool = True):
-        "Training mode for what is trained; a frozen part, such as a teacher, stays in evaluation mode."
+        "Training mode for trained modules; a frozen one, such as a teacher, stays in evaluation mode."
         super().train(mode)
         for part in self.children():
             parameters = list(part.parameters())
@@ -61,7 +61,7 @@ _keeps_apart: WeakKeyDictionary = WeakKeyDictionary()  # model → whether it pa
 
 @torch.no_grad()
 def separates_documents(
-    model: nn.Module,  # causal; in evaluation for the time of the test
+    model: nn.Module,  # causal; in evaluation mode during the test
 ) -> bool:
     "Whether logits of a second document, marked by positions that start again, are those of the document alone."
     parameter = next(model.parameters())
@@ -75,13 +75,13 @@ def separates_documents(
         with torch.autocast(ids.device.type, enabled=False), torch.random.fork_rng(range(torch.cuda.device_count())):
             packed = model(input_ids=rows, position_ids=one.repeat(2, 2), **no_cache_kwargs(model)).logits[:, -6:].float()
             alone = model(input_ids=second[None], position_ids=one, **no_cache_kwargs(model)).logits[0, -6:].float()
-    except TypeError:  # it does not know position_ids
+    except TypeError:  # it has no position_ids
         return False
     finally:
         for module, mode in modes:
             module.training = mode
     rounding, size = torch.finfo(parameter.dtype).eps, alone.abs().max()
-    same = (packed[0] - packed[1]).abs().max() <= max(1e-5, rounding) * size  # whatever stands before, in rows of one shape
+    same = (packed[0] - packed[1]).abs().max() <= max(1e-5, rounding) * size  # whatever the first document is
     return bool(same and (packed[0] - alone).abs().max() <= max(1e-3, 8 * rounding) * size)
 
 
@@ -89,11 +89,11 @@ def check_documents(
     model: nn.Module,
     batch: dict[str, Tensor],  # inputs of the model
 ):
-    "Raise `InputError` where a row holds several documents and the model does not keep them apart. Tested once a model."
+    "Raise `InputError` if a row holds several documents and the model does not separate them; tested once per model."
     positions = batch.get("position_ids")
     if positions is None or positions.ndim != 2:
         return
-    if model not in _keeps_apart:  # whether or not this batch holds several: processes that share a model do it together
+    if model not in _keeps_apart:  # also for a single document: FSDP processes test together
         _keeps_apart[model] = separates_documents(model)
     mask = real_tokens(batch.get("attention_mask"), positions.shape[1])
     if not _keeps_apart[model] and document_starts(positions, mask) is not None:
@@ -106,8 +106,8 @@ class LanguageModelling(Objective):
 
     def __init__(
         self,
-        label_smoothing: float = 0.0,  # share of the target's weight that goes to all tokens alike
-        z_loss: float = 0.0,  # times the squared log-normaliser; 1e-4 is usual
+        label_smoothing: float = 0.0,  # share of the target's weight, moved to the uniform distribution
+        z_loss: float = 0.0,  # coefficient of the squared log-normaliser; 1e-4 is usual
     ):
         super().__init__()
         if not 0 <= label_smoothing < 1 or z_loss < 0:
@@ -125,31 +125,31 @@ class LanguageModelling(Objective):
         head = output_head(model, batch)
         if head is None:
             out = model(**batch, **no_cache_kwargs(model))
-            logits = out.logits[:, -targets.shape[1] :]  # without the positions that a learnt prompt adds in front
+            logits = out.logits[:, -targets.shape[1] :]  # without the positions that prompt tuning prepends
             total, nats = self.of_logits(logits.float().flatten(0, 1), targets.flatten())
         else:
             out = head.backbone(**batch, **no_cache_kwargs(head.backbone))
             total, nats = linear_loss(out[0].flatten(0, 1), head.weight, targets.flatten(), softcap=head.softcap, **self.extras)
         weight, metrics = (targets != IGNORE).sum(), {"nats": nats.detach()} if any(self.extras.values()) else {}
         if model.training and (routings := getattr(out, "routings", None)):  # of our models with experts
-            real = (targets != IGNORE).flip(1).cumsum(1).flip(1) > 0  # what follows a row's last target has no part in its loss
+            real = (targets != IGNORE).flip(1).cumsum(1).flip(1) > 0  # tokens after a row's last target do not affect its loss
             if (given := real_tokens(batch.get("attention_mask"), targets.shape[1])) is not None:
                 real = real & given
-            learnt = next(iter(routings.values())).logits.shape[1] - targets.shape[1]  # positions of a prompt added in front
+            learnt = next(iter(routings.values())).logits.shape[1] - targets.shape[1]  # positions that prompt tuning prepends
             mean, routers = router_loss(routings, model.config, F.pad(real, (learnt, 0), value=True))
             total = total + mean * weight
             metrics = {"nats": nats.detach()} | {name: value * weight for name, value in routers.items()}
         return LossOutput(total, weight, metrics)
 
     def flops_per_token(self, model, batch):
-        "Known for our own models where all of their weights are trained."
+        "Known for our own models if all weights are trained."
         config, ids, weight = getattr(model, "config", None), batch["input_ids"], int((batch["targets"] != IGNORE).sum())
         if not isinstance(config, ModernLLMConfig) or not weight or not all(p.requires_grad for p in model.parameters()):
             return None
         return sum(training_flops(config, ids.shape[1]).values()) * ids.numel() / weight
 
     def of_logits(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        "What `linear_loss` returns, from a whole table of logits."
+        "The result of `linear_loss`, from full logits."
         nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         if not any(self.extras.values()):
             return nats, nats
@@ -159,7 +159,7 @@ class LanguageModelling(Objective):
 
 # %% ../../nbs/30_training/objectives.ipynb #f79ee601
 class Seq2Seq(Objective):
-    "Prediction of `labels` by an encoder-decoder model of Hugging Face."
+    "Cross-entropy of `labels` under an encoder-decoder model of Hugging Face."
 
     def loss(self, model, batch):
         batch = dict(batch)

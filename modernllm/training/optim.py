@@ -11,7 +11,7 @@ from torch import nn
 
 # %% ../../nbs/30_training/optim.ipynb #aae88596
 def parameter_groups(
-    module: nn.Module,  # everything that is trained, the objective's own modules included
+    module: nn.Module,  # everything that is trained, modules of the objective included
     weight_decay: float,
 ) -> list[dict]:  # two groups for an optimizer: decayed, not decayed
     "Trainable parameters: matrices outside embeddings are decayed; norms, biases and embeddings are not."

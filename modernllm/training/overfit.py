@@ -19,7 +19,7 @@ from .trainer import Trainer, TrainResult
 
 # %% ../../nbs/30_training/overfit.ipynb #e1494f2e
 class FirstBatches:
-    "The first batches of some, again and again."
+    "The first batches, repeated."
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class FirstBatches:
 
 
 class Memorised(Callback):
-    "Stop with reason \"memorised\" when the mean loss of so many steps in a row is below a bound."
+    "Stop with reason \"memorised\" when the mean loss over `steps` steps is below a bound."
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Memorised(Callback):
         self.below, self.losses, self.last = below, [], deque(maxlen=steps)
 
     def step_end(self, trainer, row):
-        self.last.append(row.get("nats", row["loss"]))  # of a loss with more in it than nats, the nats
+        self.last.append(row.get("nats", row["loss"]))  # the cross-entropy, if the loss has other terms
         self.losses.append(sum(self.last) / len(self.last))
         if len(self.last) == self.last.maxlen and self.losses[-1] < self.below:
             trainer.stop("memorised")
@@ -58,9 +58,9 @@ class Memorised(Callback):
 def advice(
     model: nn.Module,
     config: TrainConfig,
-    losses: list[float],  # one a step
+    losses: list[float],  # one per step
 ) -> str:
-    "What to check after a training that did not learn its few tokens by heart."
+    "What to check after a run that did not memorise its batches."
     fields, rate = getattr(getattr(model, "config", None), "__dict__", {}), config.learning_rate
     noise = [f"{name}={value}" for name, value in fields.items() if "dropout" in name and isinstance(value, float) and value]
     if noise:
@@ -79,11 +79,11 @@ def overfit(
     batches,  # as for the Trainer
     config: TrainConfig,
     *,
-    count: int = 1,  # batches that are to be learnt
-    below: float = 0.05,  # nats a token
+    count: int = 1,  # batches to memorise
+    below: float = 0.05,  # nats per token
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
-    "Train on the first batches until they are known by heart; `RunFailed` with advice when the config's steps are not enough."
+    "Overfit the first batches; `RunFailed` with advice when the loss does not fall below the bound."
     memorised = Memorised(below, -(-count // config.accumulation))
     result = Trainer(model, objective, FirstBatches(batches, count), config, callbacks=[memorised, *callbacks]).fit()
     if result.stopped != "memorised":

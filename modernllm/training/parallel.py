@@ -23,7 +23,7 @@ from ..core.config import InputError, RunFailed
 
 # %% ../../nbs/30_training/parallel.ipynb #c5919b3a
 def processes() -> PartialState:  # num_processes, process_index, is_main_process, wait_for_everyone(), …
-    "The processes of this training, one or more; the first call connects them."
+    "State of the processes of this run; the first call connects them."
     cpu = not torch.accelerator.is_available() or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "no"))
     found, started = PartialState(cpu=bool(cpu)), int(os.environ.get("WORLD_SIZE", 1))
     if found.num_processes != started:
@@ -35,27 +35,27 @@ def processes() -> PartialState:  # num_processes, process_index, is_main_proces
 def make_accelerator(
     **settings,  # of Accelerate
 ) -> Accelerator:
-    "An Accelerator that knows of all processes."
+    "An Accelerator, after checking that it sees all processes."
     processes()
-    # Precision is TrainStep's business: Accelerate's own setting could not change within a process.
+    # TrainStep sets the precision: Accelerate's setting cannot change within a process.
     return Accelerator(mixed_precision="no", **settings)
 
 # %% ../../nbs/30_training/parallel.ipynb #8d9844d6
 def is_sharded(value) -> bool:
-    "Whether it is a tensor in shares."
+    "Whether it is a sharded tensor (`DTensor`)."
     return hasattr(value, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    "The whole of a tensor in shares; all processes must call it. Another tensor as it is."
+    "Gather a sharded tensor; all processes must call it. Other tensors are returned unchanged."
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def gather_to_cpu(
     nest,  # dicts and lists, with tensors among other things
-    keep: bool = True,  # False: help the others to gather, and keep nothing
+    keep: bool = True,  # False: take part, but return None for gathered tensors
 ):  # the same nest
-    "Bring what is in shares to the CPU, one tensor after the other, so that no device ever holds all of it."
+    "Gather sharded tensors to the CPU one by one, so that no device holds all of them."
     if isinstance(nest, dict):
         return {name: gather_to_cpu(part, keep) for name, part in nest.items()}
     if isinstance(nest, list):
@@ -67,10 +67,10 @@ def gather_to_cpu(
 
 
 def distribute_like(
-    tensor: Tensor,  # whole or in shares
+    tensor: Tensor,  # full or sharded
     like: Tensor,  # of the same shape
 ) -> Tensor:
-    "A tensor on the device of another and in shares as the other is. A whole one is cut without any exchange."
+    "Move a tensor to the device of another and shard it alike. Sharding a full tensor needs no communication."
     if is_sharded(like) and not is_sharded(tensor):
         from torch.distributed.tensor import distribute_tensor
 
@@ -80,9 +80,9 @@ def distribute_like(
 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer,
-    state: dict,  # of `state_dict`, whole
+    state: dict,  # of `state_dict`, full tensors
 ) -> None:
-    "Load the state of an optimizer, moments laid out like their parameters."
+    "Load the state of an optimizer, with moments sharded like their parameters."
     owners = [p for group in optimizer.param_groups for p in group["params"]]
 
     def placed(value, owner):
@@ -96,8 +96,8 @@ def apply_fsdp(
     module: nn.Module,
     sharding: str,  # "none" or "full"
     device: torch.device,
-) -> nn.Module:  # the module itself, or a copy in shares on the device
-    "Divide parameters among the processes, if that is wanted."
+) -> nn.Module:  # the module itself, or a sharded copy on the device
+    "Shard the parameters over the processes (FSDP2) if `sharding` is \"full\"."
     if sharding == "none":
         return module
     if processes().num_processes == 1:
@@ -111,7 +111,7 @@ def apply_fsdp(
     if single:
         raise InputError(f"sharding is 'full', but {single[0]} is a single number, which has no parts; give it the shape (1,)")
     shares = copy.deepcopy(module.to("cpu"))
-    for tensor in [*shares.parameters(), *shares.buffers()]:  # as with DDP, the weights of the first process count
+    for tensor in [*shares.parameters(), *shares.buffers()]:  # as with DDP, all start from the weights of the first process
         first = tensor.detach().to(device)
         torch.distributed.broadcast(first, 0)
         tensor.detach().copy_(first)
@@ -123,13 +123,13 @@ def apply_fsdp(
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    "Modules that a Hugging Face model promises to call as a whole."
+    "Layers of a Hugging Face model, by its `_no_split_modules`."
     names = {name for m in module.modules() for name in getattr(m, "_no_split_modules", None) or ()}
     return [m for m in module.modules() if type(m).__name__ in names]
 
 
 def check_sharded(module: nn.Module) -> None:
-    "`RunFailed` unless every parameter is divided among all processes."
+    "`RunFailed` unless every parameter is sharded over all processes."
     for name, p in module.named_parameters():
         if not is_sharded(p) or p.device_mesh.size() != processes().num_processes or not p.placements[0].is_shard():
             raise RunFailed(f"sharding is 'full', but {name} is not divided among {processes().num_processes} processes")
@@ -137,7 +137,7 @@ def check_sharded(module: nn.Module) -> None:
 # %% ../../nbs/30_training/parallel.ipynb #bcff0eae
 @contextmanager
 def unsharded(module: nn.Module) -> Iterator[None]:
-    "Inside it the parts of a module in shares may be called, by all processes alike. After its first forward pass."
+    "Context manager: parameters of the outer FSDP module are gathered. Only after its first forward pass; on all processes."
     in_shares = hasattr(module, "unshard")
     if in_shares:
         module.unshard()
@@ -149,15 +149,15 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 
 def copy_weights_back(
-    module: nn.Module,  # what `apply_fsdp` got
-    shares: nn.Module,  # what it returned
+    module: nn.Module,  # the argument of `apply_fsdp`
+    shares: nn.Module,  # its result
 ) -> None:
-    "Put the trained weights and buffers into the module that was copied."
+    "Copy trained weights and buffers from the sharded copy to the original module."
     if shares is module:
         return
     pairs = [*zip(module.parameters(), shares.parameters()), *zip(module.buffers(), shares.buffers())]
     for ours, theirs in pairs:
-        if theirs.requires_grad or not is_sharded(theirs):  # what was frozen is as it was
+        if theirs.requires_grad or not is_sharded(theirs):  # frozen ones have not changed
             ours.detach().copy_(full_tensor(theirs.detach()))
     module.train(shares.training)
 
@@ -165,7 +165,7 @@ def copy_weights_back(
 def broadcast_from_main(
     value,  # anything that pickles
 ):
-    "What the first process has, for all of them."
+    "Broadcast the value of the main process to all."
     if processes().num_processes == 1:
         return value
     return broadcast_object_list([value])[0]
@@ -175,7 +175,7 @@ def check_same_step(
     step: int,  # of the checkpoint that this process found; 0: none
     folder,
 ) -> None:
-    "`InputError` when processes would go on from different steps."
+    "`InputError` if processes would resume from different steps."
     if broadcast_from_main(step) != step:
         raise InputError(f"{folder}: process {processes().process_index} finds step {step} here and the first one another; "
                          "the folder must be one and the same for all")

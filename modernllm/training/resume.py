@@ -24,7 +24,7 @@ STATE_FIELDS = ("step", "tokens", "stopped", "best", "history", "window")
 def trainer_state(
     trainer,
 ) -> Checkpoint:
-    "All that a Trainer needs to go on from here. All processes must call it; what the first one gets is whole."
+    "Complete state of a Trainer. All processes must call it; the main one gets full tensors."
     state = {name: getattr(trainer, name) for name in STATE_FIELDS}
     state |= {"skips": trainer.skips, "config": trainer.config.to_dict(), "processes": trainer.accelerator.num_processes,
               "callbacks": [callback.state_dict() for callback in trainer.callbacks],
@@ -40,7 +40,7 @@ def trainer_state(
 
 
 def restore_callbacks(trainer, found: Checkpoint) -> None:
-    "Give the callbacks back what they remembered."
+    "Restore the state of callbacks."
     for place, match in _places(trainer, found).items():
         callback = trainer.callbacks[place]
         callback.load_state_dict(found.state["callbacks"][match])
@@ -51,11 +51,11 @@ def restore_callbacks(trainer, found: Checkpoint) -> None:
 def _places(trainer, found: Checkpoint) -> dict[int, int]:
     if "memories" in found.state:
         return identities.match_callbacks(trainer.callbacks, found.state["memories"])
-    return {place: place for place in range(min(len(trainer.callbacks), len(found.state["callbacks"])))}  # of earlier versions
+    return {place: place for place in range(min(len(trainer.callbacks), len(found.state["callbacks"])))}  # earlier versions
 
 
 def restore_state(trainer, found: Checkpoint) -> None:
-    "The way back, apart from `skips`."
+    "Restore the state of a Trainer, apart from `skips`."
     checkpoints.load_trained_tensors(trainer.inner, found.weights)
     load_optimizer_state(trainer.optimizer, found.optimizer)
     for name in STATE_FIELDS:
@@ -64,7 +64,7 @@ def restore_state(trainer, found: Checkpoint) -> None:
 
 # %% ../../nbs/30_training/resume.ipynb #3fd08b26
 def resume(trainer) -> None:
-    "Go on from the newest sound checkpoint in the Trainer's folder, if there is one."
+    "Resume from the newest valid checkpoint in the Trainer's folder, if there is one."
     found = checkpoints.load_latest(trainer.folder) if trainer.folder else None
     check_same_step(found.state["step"] if found else 0, trainer.folder)
     if found is None:
@@ -93,7 +93,7 @@ def _other_batch(trainer, found: Checkpoint) -> str:  # "" when it is the same
 
 
 def load_best(trainer) -> dict:
-    "Put the weights of the best evaluation into the model, the average if it was one; returns its row."
+    "Load the weights of the best evaluation, averaged if the evaluation used an average; returns its row."
     if not trainer.folder or not trainer.best:
         raise InputError("Trainer.load_best: needs a folder and at least one evaluation")
     try:
@@ -108,9 +108,9 @@ def load_best(trainer) -> dict:
 # %% ../../nbs/30_training/resume.ipynb #48ab774c
 def data_position(
     number: int,  # step, from 1
-    skips: list[list[int]],  # [first, last] places that are passed over; they may overlap
+    skips: list[list[int]],  # [first, last] skipped positions; they may overlap
 ) -> int:  # from 0
-    "The place in the order of the data that a step takes its batches from."
+    "Position in the order of the data of a step's batches."
     found, end = number - 1, -1
     for first, last in sorted(skips):
         first = max(first, end + 1)
@@ -122,11 +122,11 @@ def data_position(
 # %% ../../nbs/30_training/resume.ipynb #46c0f9bd
 def roll_back(
     trainer,
-    step: int,  # that went wrong
-    window: int,  # steps before and after it whose batches are passed over
+    step: int,  # the bad step
+    window: int,  # steps before and after it whose batches are skipped
     why: str,
 ) -> None:
-    "Go back to the newest sound checkpoint from before the window. `RunFailed` without one."
+    "Restore the newest valid checkpoint from before the window. `RunFailed` without one."
     first = max(1, step - window)
     kept = [n for n in checkpoints.saved_steps(trainer.folder) if n < first] if trainer.folder else []
     found = None

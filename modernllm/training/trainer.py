@@ -41,7 +41,7 @@ from .utilisation import log_matmul_limit
 
 # %% ../../nbs/30_training/trainer.ipynb #c28ca977
 class TrainStep(nn.Module):
-    "Model and objective as one module, so that several processes exchange the gradients of both."
+    "Model and objective as one module, so that the gradients of both are reduced over processes."
 
     def __init__(self, model: nn.Module, objective: Objective, bf16: bool):
         super().__init__()
@@ -55,18 +55,18 @@ class TrainStep(nn.Module):
 
 @dataclass
 class TrainResult:
-    "What a training leaves."
+    "Result of a training run."
 
     steps: int
     tokens: int  # or pairs: the summed weight of all batches
     best: dict | None  # row of the best evaluation
     history: dict  # {"train": rows, "eval": rows}
-    stopped: str  # "finished", or what a callback said: "early_stop", "killed", …
+    stopped: str  # "finished", or the reason given by a callback: "early_stop", "killed", …
     model: nn.Module  # with the weights of the last step
 
 # %% ../../nbs/30_training/trainer.ipynb #97bf2a8f
 class Trainer:
-    "Trains a model, and what the objective brings along, to the end of the config; resumes by itself."
+    "Trains a model and the modules of its objective; resumes from its folder."
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class Trainer:
         self.accelerator = make_accelerator(log_with=self.trackers or None, project_dir=folder)
         keep_freed_memory()
         self.given = TrainStep(model, objective, uses_bfloat16(config.precision, self.accelerator.device))
-        self.identity = training_identity(self.given, batches, evaluate)  # of the training, for its checkpoints
-        self.inner = apply_fsdp(self.given, config.sharding, self.accelerator.device)  # without the wrapper of several processes
+        self.identity = training_identity(self.given, batches, evaluate)  # fingerprint, for checkpoints
+        self.inner = apply_fsdp(self.given, config.sharding, self.accelerator.device)  # without the DDP wrapper
         self.model = self.inner.model
         make = partial(muon, bf16=self.inner.bf16) if config.optimizer == "muon" else adamw
         optimizer = make(self.inner, config.learning_rate, weight_decay=config.weight_decay,
@@ -99,23 +99,23 @@ class Trainer:
         self.optimizer = self.accelerator.prepare(optimizer)
         self.total_steps = config.steps(batches, self.accelerator.num_processes)
         self.step, self.tokens, self.stopped, self.best = 0, 0, None, None
-        self.skips: list[list[int]] = []  # [first, last] places of steps whose batches are passed over
-        self.rollback: tuple | None = None  # what `roll_back` was called with
+        self.skips: list[list[int]] = []  # [first, last] skipped positions in the data
+        self.rollback: tuple | None = None  # arguments of a pending `roll_back`
         self.history = {"train": [], "eval": []}
         self.window: dict[str, float] = {}  # sums since the last row of the history
-        self.last_batch: tuple | None = None  # its number and contents
-        self.unread: list[tuple] = []  # steps whose numbers are still on the device
+        self.last_batch: tuple | None = None  # its index and contents
+        self.unread: list[tuple] = []  # steps whose losses are still on the device
 
     def stop(self, reason: str) -> None:
-        "Ask for an end after this step."
+        "Stop after this step."
         self.stopped = self.stopped or reason
 
     def roll_back(self, step: int, window: int, why: str) -> None:
-        "Ask to go back before the `window` steps before `step`, and on without the batches of these and of `window` more."
+        "Request a rollback to before `step - window`; batches from there to `step + window` are skipped."
         self.rollback = self.rollback or (step, window, why)
 
     def fit(self) -> TrainResult:
-        "Train to the end, from the newest sound checkpoint if there is one."
+        "Train to the end, from the newest valid checkpoint if there is one."
         resume(self)
         if self.telemetry and not self.stopped:
             log_matmul_limit(self)
@@ -141,7 +141,7 @@ class Trainer:
                         self._save()
             finally:
                 self._call("fit_end")
-                for tracker in self.accelerator.trackers:  # Accelerate's `end_training` would part the processes, too
+                for tracker in self.accelerator.trackers:  # Accelerate's `end_training` would also disconnect the processes
                     tracker.finish()
             self._event("stop", step=self.step, reason=self.stopped or "interrupted")
         copy_weights_back(self.given, self.inner)
@@ -158,7 +158,7 @@ class Trainer:
         rate = config.rate(number, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # Dropout of a step depends on nothing but seed, step and process.
+        # Dropout depends only on seed, step and process.
         seed_everything(step_seed(config.seed, number) + accelerator.process_index)
         parts, names = [], []
         for micro in range(config.accumulation):
@@ -189,7 +189,7 @@ class Trainer:
             self._read()
 
     def _index(self, number: int, micro: int) -> int:
-        "The batch of a micro-step of this process."
+        "Index of the batch of a micro-step of this process."
         done = data_position(number, self.skips) * self.config.accumulation + micro
         return done * self.accelerator.num_processes + self.accelerator.process_index
 
@@ -201,7 +201,7 @@ class Trainer:
             raise RunFailed(f"batches end before batch {index}, which step {self.step + 1} needs") from None
 
     def _read(self) -> None:
-        "Bring the numbers of the last steps to the host, where reading them may mean waiting for the device."
+        "Read losses and norms of the last steps from the device, which synchronises with it."
         unread, self.unread = self.unread, []
         for number, rate, names, sums, norm, losses in unread:
             (total, weight, *extra), norm = sums.tolist(), norm.item()
@@ -211,7 +211,7 @@ class Trainer:
                 if not self.rollback:
                     self._fail(number, what, losses)
             if self.rollback:
-                return  # the weights of the steps from here on are given up
+                return  # a rollback discards the steps from here on
             self.tokens += round(weight)
             means = {"loss": total, **dict(zip(names, extra))}
             for name, value in [*means.items(), ("weight", weight)]:
@@ -222,7 +222,7 @@ class Trainer:
                 self._log(row)
 
     def _log(self, row: dict) -> None:
-        "A row of the history: means since the row before."
+        "Append a row to the history: means since the last row."
         weight = max(self.window.pop("weight"), 1)
         row = row | {name: value / weight for name, value in self.window.items()}
         seconds = time.perf_counter() - self.logged_at
@@ -264,10 +264,10 @@ class Trainer:
         return bool(every) and self.step % every == 0
 
     def _what_next(self) -> tuple[bool, bool]:
-        "Whether to leave, and whether to save."
+        "Whether to leave the loop, and whether to save."
         late = time.monotonic() - self.saved_at > 60 * (self.config.checkpoint_every_minutes or math.inf)
         told = self.deferred.signal is not None
-        if self.accelerator.num_processes > 1:  # clocks and signals differ: they agree at every row of the history
+        if self.accelerator.num_processes > 1:  # clocks and signals differ: processes agree at every row of the history
             asked = torch.tensor([late, told], dtype=torch.float32, device=self.accelerator.device)
             late, told = self.accelerator.reduce(asked, "sum").tolist() if self._is_due(self.config.log_every) else (0, 0)
             self.deferred.signal = (self.deferred.signal or SIGTERM) if told else self.deferred.signal

@@ -15,9 +15,9 @@ import torch
 def matmul_limit(
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
-    seconds: float = 0.2,  # how long to try; two products at least, the first of which warms up
-) -> float:  # operations a second
-    "The fastest of some products of square matrices, 2048 wide on a CPU, 8192 on a graphics card."
+    seconds: float = 0.2,  # measuring time; at least two products, the first for warm-up
+) -> float:  # FLOP/s
+    "Throughput of the fastest of several square matrix products, of size 2048 on a CPU, 8192 on a GPU."
     size = 2048 if device.type == "cpu" else 8192
     a, b = torch.ones(2, size, size, dtype=dtype, device=device)
     begun, times = clock(device), []
@@ -29,7 +29,7 @@ def matmul_limit(
 
 
 def clock(device: torch.device) -> float:
-    "Seconds, once the device has done what it was given."
+    "Time in seconds, after synchronising with the device."
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -43,7 +43,7 @@ def _limit(device: torch.device, dtype: torch.dtype, threads: int) -> float:
 def log_matmul_limit(
     trainer,  # before its next step
 ) -> None:
-    "Write the \"limit\" event, unless the operations of the model are not known."
+    "Write the \"limit\" event, unless the FLOPs of the model are unknown."
     batch = trainer._batch(trainer._index(trainer.step + 1, 0))
     flops = trainer.inner.objective.flops_per_token(trainer.model, batch)
     if flops:
