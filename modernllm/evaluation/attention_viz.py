@@ -21,7 +21,7 @@ def attention_maps(
     model: nn.Module,  # a causal language model
     ids: Tensor,  # (batch, time)
 ) -> Tensor:  # (layers, batch, heads, queries, keys), rows sum to one, or to less where a learned sink takes the rest
-    "What every position of a text looks at, without dropout."
+    "Attention probabilities of all layers and heads, without dropout."
     with torch.no_grad(), evaluation_mode(model):
         maps = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
     if not maps or maps[0] is None:
@@ -32,7 +32,7 @@ def attention_maps(
 def draw_attention(
     maps: Tensor,  # (heads, queries, keys)
     tokens: list[str] | None = None,  # written at both axes when given
-) -> Figure:  # one panel a head; black is all of a query's attention
+) -> Figure:  # one panel per head; black is a probability of 1
     "Draw the heads of one layer for one text."
     figure = Figure(figsize=(1.9 * len(maps), 2.2), layout="constrained")
     for head, axes in enumerate(figure.subplots(1, len(maps), squeeze=False)[0]):
@@ -54,18 +54,18 @@ def sink_shares(
     maps: Tensor,  # from `attention_maps`
     since: int | None = None,  # first query that counts; None: the second half
 ) -> tuple[Tensor, Tensor]:  # each (layers, heads): share of the first token, share of the learned sink
-    "The mean share of attention that goes to the first token, and that which goes to no token."
+    "Mean attention share of the first token, and of the learned sink."
     rows = maps[..., maps.shape[-2] // 2 if since is None else since :, :].float()
     rest = 1 - rows.sum(-1).mean((1, 3))
     return rows[..., 0].mean((1, 3)), rest.round(decimals=6).clamp(min=0)  # a sum of float32 knows no more decimals
 
 # %% ../../nbs/40_evaluation/attention_viz.ipynb #af2926d2
 class SinkWatch(Callback):
-    "Follows the shares of first token and learned sink in every head through a training."
+    "Records the shares of first token and learned sink in every head during training."
 
     def __init__(
         self,
-        ids: Tensor,  # (batch, time) texts that are looked at
+        ids: Tensor,  # (batch, time) texts that are measured
     ):
         self.ids, self.rows = ids, []
 
@@ -117,7 +117,7 @@ def half_way(
     x: list[float],
     y: list[float],
 ) -> float:  # a value of x, interpolated
-    "Where a curve first has half of its way from its first to its last value behind it."
+    "Where a curve first passes the midpoint between its first and its last value."
     done = [(value - y[0]) / (y[-1] - y[0]) if y[-1] != y[0] else 1.0 for value in y]
     i = next(i for i, share in enumerate(done) if share >= 0.5)
     return x[0] if i == 0 else x[i - 1] + (x[i] - x[i - 1]) * (0.5 - done[i - 1]) / (done[i] - done[i - 1])

@@ -63,10 +63,10 @@ class ZipfBatches:
 
 
 def new_model(
-    shape: str, # one of SHAPES
+    shape: str,  # one of SHAPES
     context: int,
-) -> ModernDecoderLM: # with the weights of seed 0, on the GPU where there is one
-    "What is measured."
+) -> ModernDecoderLM:  # with the weights of seed 0, on the GPU where there is one
+    "The measured model."
     check_name("shape", shape, SHAPES)
     torch.manual_seed(0)
     model = ModernDecoderLM(ModernLLMConfig.checked(**SHAPES[shape], max_position_embeddings=context))
@@ -74,16 +74,16 @@ def new_model(
 
 # %% ../../nbs/40_evaluation/bench.ipynb #1574e8a3
 def own_products(
-    config: ModernLLMConfig, # without experts
+    config: ModernLLMConfig,  # without experts
     batch_size: int,
     context: int,
     device: torch.device,
-) -> list[tuple[int, int, int, int]]: # how often, and rows, inner and columns of each product of a step
+) -> list[tuple[int, int, int, int]]:  # count, rows, inner size and columns of each product of a step
     "The matrix products of a training step."
     c, n = config, batch_size * context
     width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     rows = min(n, ROWS.get(device.type, ROWS_ELSEWHERE)[0])
-    matrices = [(2, width, n), (2, kv_width, n), (3, c.intermediate_size, n)] # q and o; k and v; gate, up, down
+    matrices = [(2, width, n), (2, kv_width, n), (3, c.intermediate_size, n)]  # q and o; k and v; gate, up, down
     products = [(times * c.num_hidden_layers, n, c.hidden_size, size) for times, size, n in matrices]
     products.append((-(-n // rows), rows, c.hidden_size, c.vocab_size))
     return [(times, *shape) for times, m, k, o in products for shape in ((m, k, o), (m, o, k), (o, m, k))]
@@ -92,9 +92,9 @@ def own_products(
 def own_limit(
     products: list[tuple[int, int, int, int]],
     device: torch.device,
-    repeats: int = 3, # of each; the fastest counts
-) -> float: # operations a second
-    "The rate of the products of a step, weighted as the step has them."
+    repeats: int = 3,  # of each; the fastest counts
+) -> float:  # operations a second
+    "Throughput of the products of a step, each run alone."
     flops = seconds = 0.0
     for times, m, k, n in products:
         a, b = torch.ones(m, k, dtype=torch.bfloat16, device=device), torch.ones(n, k, dtype=torch.bfloat16, device=device)
@@ -126,23 +126,23 @@ def _new(task: str, shape: str, context: int, work: str, tokens: int, threads: i
     return Bench(task, shape, total_parameters(model.config).total, work, tokens, threads, device), model
 
 
-def _train_config(steps: int) -> TrainConfig: # without an end, what a peer does too
+def _train_config(steps: int) -> TrainConfig:  # without an end, what a peer does too
     return TrainConfig(
         max_steps=10**9, learning_rate=1e-3, schedule="constant", warmup_steps=0, precision="bf16", log_every=steps
     )
 
 
 def bench_train(
-    shape: str = "10m", # one of SHAPES
+    shape: str = "10m",  # one of SHAPES
     *,
-    threads: int = 2, # of all sides
-    rounds: int = 5, # at least
-    seconds: float = 60, # how long to measure, roughly; not less than the rounds take
-    steps: int = 2, # a turn
+    threads: int = 2,  # of all sides
+    rounds: int = 5,  # at least
+    seconds: float = 60,  # how long to measure, roughly; not less than the rounds take
+    steps: int = 2,  # a turn
     batch_size: int = 16,
     context: int = 256,
 ) -> Bench:
-    "Train a model of ours and each peer in turns."
+    "Interleaved benchmark of training: ours and each peer."
     bench, model = _new("train", shape, context, f"{batch_size} × {context} tokens a step, bfloat16 autocast",
                         steps * batch_size * context, threads, rounds=rounds, steps=steps, batch_size=batch_size)
     device, config = model.device, _train_config(steps)
@@ -160,15 +160,15 @@ def bench_train(
 
 # %% ../../nbs/40_evaluation/bench.ipynb #5c845c15
 def bench_generate(
-    shape: str = "10m", # one of SHAPES
+    shape: str = "10m",  # one of SHAPES
     *,
-    threads: int = 2, # of all sides
-    rounds: int = 5, # at least
-    seconds: float = 30, # how long to measure, roughly; not less than the rounds take
-    prompt: int = 32, # tokens
-    new: int = 128, # tokens to generate, greedily, in one sequence
+    threads: int = 2,  # of all sides
+    rounds: int = 5,  # at least
+    seconds: float = 30,  # how long to measure, roughly; not less than the rounds take
+    prompt: int = 32,  # tokens
+    new: int = 128,  # tokens to generate, greedily, in one sequence
 ) -> Bench:
-    "Generate with a model of ours and with transformers on the same weights, in turns. The check is the share of equal tokens."
+    "Interleaved benchmark of generation against transformers with the same weights. The check is the share of equal tokens."
     bench, model = _new("generate", shape, prompt + new, f"batch 1, {prompt} tokens of prompt, {new} new, float32", new, threads,
                         rounds=rounds, prompt=prompt, new=new)
     ids = ZipfBatches(model.config.vocab_size, 1, prompt)[0]["input_ids"].to(model.device)
@@ -185,16 +185,16 @@ def bench_generate(
 
 
 def bench_eval(
-    shape: str = "10m", # one of SHAPES
+    shape: str = "10m",  # one of SHAPES
     *,
-    threads: int = 2, # of all sides
-    rounds: int = 5, # at least
-    seconds: float = 30, # how long to measure, roughly; not less than the rounds take
-    windows: int = 16, # that are scored in a turn
-    batch_size: int = 4, # windows at a time
+    threads: int = 2,  # of all sides
+    rounds: int = 5,  # at least
+    seconds: float = 30,  # how long to measure, roughly; not less than the rounds take
+    windows: int = 16,  # that are scored in a turn
+    batch_size: int = 4,  # windows at a time
     context: int = 256,
 ) -> Bench:
-    "Score a text with a model of ours and with transformers' Llama and its full logits, in turns. The check is the loss."
+    "Interleaved benchmark of evaluation against transformers' Llama with full logits. The check is the loss."
     bench, model = _new("eval", shape, context, f"{windows} windows of {context} tokens, {batch_size} at a time, float32",
                         windows * context, threads, rounds=rounds, windows=windows, batch_size=batch_size)
     ids = ZipfBatches(model.config.vocab_size, 1, bench.tokens)[0]["input_ids"][0]
@@ -232,13 +232,13 @@ print(json.dumps([on_gpu or held("VmHWM") - before, on_gpu or held("VmHWM")]))
 
 
 def train_alone(
-    side: str, # OURS, or a peer of training
+    side: str,  # OURS, or a peer of training
     shape: str,
     batch_size: int,
     context: int,
     steps: int = 3,
 ) -> None:
-    "A few steps of one side and nothing else."
+    "Train one side for a few steps."
     check_name("side", side, [OURS, *TRAIN_PEERS])
     model = new_model(shape, context)
     batches, config = ZipfBatches(model.config.vocab_size, batch_size, context), _train_config(steps)
@@ -247,19 +247,19 @@ def train_alone(
         Trainer(model, LanguageModelling(), batches, config, callbacks=[]).fit()
     else:
         loop = TRAIN_PEERS[side](model, batches, config)
-        del model # a peer has its own
+        del model  # a peer has its own
         loop.run(steps)
 
 
 def peak_memory(
-    side: str, # OURS, or a peer of training
+    side: str,  # OURS, or a peer of training
     shape: str = "10m",
     *,
     batch_size: int = 16,
     context: int = 256,
     threads: int = 2,
-) -> tuple[int, int]: # bytes: the rise of a training's memory, and the peak of the whole process
-    "Train in a process of its own and see how high its memory rises."
+) -> tuple[int, int]:  # bytes: the increase by training, and the peak of the whole process
+    "Peak memory of training, measured in a process of its own."
     given = json.dumps([check_name("side", side, [OURS, *TRAIN_PEERS]), shape, batch_size, context, threads])
     done = subprocess.run([sys.executable, "-c", PROGRAM, given], capture_output=True, text=True)
     if done.returncode:
@@ -269,10 +269,10 @@ def peak_memory(
 
 
 def record_peaks(
-    run, # a `core.runs.Run`
-    peaks: dict[str, tuple[int, int]], # by side, as `peak_memory` gives them
+    run,  # a `core.runs.Run`
+    peaks: dict[str, tuple[int, int]],  # by side, as `peak_memory` gives them
 ) -> None:
-    "Rise and peak of every side as metrics, and our share of each peer's."
+    "Record increase and peak of every side as metrics, with the ratio of ours to each peer's."
     for side, sizes in peaks.items():
         for which, size, ours in zip(("training", "process"), sizes, peaks[OURS]):
             run.metric(f"{metric_name(side)}_{which}_memory", size / 2**20, unit="MB", better="lower")

@@ -28,7 +28,7 @@ def with_cache(
     window: int | None = None,  # last positions that the cache keeps; None: all positions
     sinks: int = 0,  # first positions that it keeps beside them
 ) -> ModernDecoderLM:  # in evaluation mode
-    "A copy of a model for texts of another length."
+    "Copy of a model with another cache and maximum length."
     fields = {name: getattr(model.config, name) for name in own_fields()}
     fields |= {"max_position_embeddings": length, "cache_window": window, "cache_sinks": sinks}
     copy = ModernDecoderLM(ModernLLMConfig.checked(**fields))
@@ -38,7 +38,7 @@ def with_cache(
 # %% ../../nbs/40_evaluation/long_text.ipynb #378e77b3
 @dataclass(frozen=True)
 class LongReading:
-    "What each token of some long texts costs; text i begins at token i · context of the stream."
+    "Nats of each token of overlapping long texts; text i begins at token i · context of the stream."
 
     nats: np.ndarray  # (texts, length)
     counted: np.ndarray  # (texts, length) False for <|endoftext|>
@@ -48,7 +48,7 @@ class LongReading:
         self,
         multiple: int,  # 1: read as the first block of a text
     ) -> tuple[float, int]:  # nats per token, counted tokens
-        "The cost of the blocks that were read at every depth, at one depth."
+        "Mean nats at one depth, over the blocks that were read at every depth."
         texts, depth = len(self.nats), self.nats.shape[1] // self.context
         if not 1 <= multiple <= depth:
             raise InputError(f"multiple: given {multiple}, allowed 1 to {depth}, the length of the texts in contexts")
@@ -60,7 +60,7 @@ class LongReading:
         self,
         points: int,  # how many
     ) -> tuple[np.ndarray, np.ndarray]:  # positions (middles of equal spans), nats per token
-        "The cost along a text, mean over all texts."
+        "Mean nats by position in a text."
         ends = np.linspace(0, self.nats.shape[1], points + 1).round().astype(int)
         means = [self.nats[:, a:b][self.counted[:, a:b]].mean(dtype=np.float64) for a, b in zip(ends, ends[1:])]
         return (ends[:-1] + ends[1:]) / 2, np.array(means)
@@ -70,7 +70,7 @@ def read_long(
     model: ModernDecoderLM,  # its configuration says what the cache keeps
     split,  # a `data.corpus.TokenSplit`
     *,
-    context: int,  # tokens by which texts are apart, T
+    context: int,  # tokens between the starts of texts, T
     depth: int,  # length of a text in contexts
     blocks: int,  # of `context` tokens, that are read at every depth
     batch_size: int = 4,  # texts at a time

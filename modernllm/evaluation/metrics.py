@@ -15,9 +15,9 @@ from ..core.config import InputError
 # %% ../../nbs/40_evaluation/metrics.ipynb #5bbde9cd
 def distinct(
     items: Sequence,  # token ids or words, in order
-    n: int,  # items in a row that are looked at
+    n: int,  # length of the n-grams
 ) -> float:  # 1: no n-gram occurs twice
-    "The share of different n-grams among all n-grams."
+    "Distinct-n: the share of distinct n-grams among all n-grams."
     if n < 1 or len(items) < n:
         raise InputError(f"n: given {n}, allowed 1 to the {len(items)} items of the text")
     grams = [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
@@ -46,7 +46,7 @@ def frequent_words(
     texts: Iterable[str],  # a large sample of the kind of text that is judged
     count: int = 200,
 ) -> frozenset[str]:
-    "The words that are too frequent to carry a topic."
+    "The most frequent words, which carry no topic."
     counts = Counter(word for text in texts for word in words(text))
     return frozenset(word for word, _ in counts.most_common(count))
 
@@ -67,7 +67,7 @@ def topic_retention(
     texts: Sequence[str],  # one for each prompt: a piece of its continuation
     common: frozenset[str],
 ) -> tuple[float, float]:  # mean overlap with a text's own prompt, and with the prompts of the others
-    "How much texts share with their own prompts, and with prompts that have nothing to do with them."
+    "Mean overlap of texts with their own prompts, and with the prompts of the others."
     if len(prompts) < 2 or len(prompts) != len(texts):
         raise InputError(f"topic_retention: given {len(prompts)} prompts and {len(texts)} texts, allowed 2 or more of each")
     overlap = [[shared(prompt, text, common) for prompt in prompts] for text in texts]

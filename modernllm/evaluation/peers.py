@@ -17,14 +17,14 @@ from ..training.trainer import TrainConfig
 
 # %% ../../nbs/40_evaluation/peers.ipynb #5caf30dd
 class PeerLoop:
-    "Training as it is written by hand, for a model that says its loss."
+    "A plain training loop."
 
     def __init__(
         self,
         model: nn.Module,
-        loss, # (model, inputs, targets) -> scalar, in autocast
+        loss,  # (model, inputs, targets) -> scalar, in autocast
         optimizer: torch.optim.Optimizer,
-        batches, # batches[i]: {"input_ids", "targets"}
+        batches,  # batches[i]: {"input_ids", "targets"}
         grad_clip: float,
     ):
         self.model, self.loss, self.optimizer = model.train(), loss, optimizer
@@ -34,8 +34,8 @@ class PeerLoop:
     def run(
         self,
         steps: int,
-    ) -> float: # mean loss of these steps
-        "Some steps of training."
+    ) -> float:  # mean loss of these steps
+        "Train for some steps."
         losses = []
         for _ in range(steps):
             batch = {name: tensor.to(self.device) for name, tensor in self.batches[self.step].items()}
@@ -51,9 +51,9 @@ class PeerLoop:
 
 # %% ../../nbs/40_evaluation/peers.ipynb #727e45a2
 def llama_loop(
-    model: ModernDecoderLM, # gives shape and first weights
+    model: ModernDecoderLM,  # gives shape and first weights
     batches,
-    config: TrainConfig, # as ours
+    config: TrainConfig,  # as ours
 ) -> PeerLoop:
     "`transformers`' Llama with the loss that it computes itself."
     llama = to_llama(model)
@@ -77,7 +77,7 @@ class GPT2Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor: # (batch, time, width)
+    def forward(self, x: Tensor) -> Tensor:  # (batch, time, width)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.attention_norm(x)).chunk(3, -1))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
@@ -85,7 +85,7 @@ class GPT2Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    "Token ids to logits."
+    "GPT-2: token ids to logits."
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class GPT2(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5 if scaled else 0.02)
         self.head.weight = self.tokens.weight
 
-    def forward(self, ids: Tensor) -> Tensor: # (batch, time) -> (batch, time, vocab)
+    def forward(self, ids: Tensor) -> Tensor:  # (batch, time) -> (batch, time, vocab)
         x = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
@@ -113,9 +113,9 @@ class GPT2(nn.Module):
 
 
 def nano_loop(
-    model: ModernDecoderLM, # gives the shape
+    model: ModernDecoderLM,  # gives the shape
     batches,
-    config: TrainConfig, # as ours
+    config: TrainConfig,  # as ours
 ) -> PeerLoop:
     "A GPT-2 of the same depth, width and vocabulary; matrices are decayed, the rest is not."
     c = model.config
@@ -137,8 +137,8 @@ TRAIN_PEERS = {"transformers Llama": llama_loop, "GPT-2 as nanoGPT has it": nano
 
 # %% ../../nbs/40_evaluation/peers.ipynb #aed0a924
 def llama_generate(
-    model: ModernDecoderLM, # gives the weights
-    cache: str, # "dynamic" or "static"
+    model: ModernDecoderLM,  # gives the weights
+    cache: str,  # "dynamic" or "static"
 ):
     "(prompt ids, how many new tokens) -> ids, greedily."
     llama = to_llama(model)
@@ -150,11 +150,11 @@ def llama_generate(
 
 
 def llama_nats(
-    model: ModernDecoderLM, # gives the weights
+    model: ModernDecoderLM,  # gives the weights
     context: int,
-    batch_size: int, # windows at a time
+    batch_size: int,  # windows at a time
 ):
-    "Token ids -> summed nats of all of them but the first, in windows that do not overlap."
+    "Token ids -> summed nats of all but the first, in windows that do not overlap."
     llama = to_llama(model)
 
     @torch.inference_mode()

@@ -21,10 +21,10 @@ from ..models.output_head import token_logprobs
 
 # %% ../../nbs/40_evaluation/perplexity.ipynb #532a167a
 def window_spans(
-    n: int, # tokens to score
-    context: int, # tokens a window holds
-    stride: int, # tokens a window moves
-) -> list[tuple[int, int, int]]: # (start, first scored, end) of each window, positions in the stream
+    n: int,  # tokens to score
+    context: int,  # tokens a window holds
+    stride: int,  # tokens a window moves
+) -> list[tuple[int, int, int]]:  # (start, first scored, end) of each window, positions in the stream
     "Windows that cover `n` positions and score each exactly once."
     spans, done = [], 0
     while done < n:
@@ -36,15 +36,15 @@ def window_spans(
 
 # %% ../../nbs/40_evaluation/perplexity.ipynb #005dd42d
 def span_nats(
-    model: nn.Module, # a causal language model
-    inputs: np.ndarray, # (n,) int64: the token before each
-    targets: np.ndarray, # (n,) int64 token ids
-    spans: list[tuple[int, int, int]], # (start, first scored, end) of windows, in order, each target scored once
+    model: nn.Module,  # a causal language model
+    inputs: np.ndarray,  # (n,) int64: the token before each
+    targets: np.ndarray,  # (n,) int64 token ids
+    spans: list[tuple[int, int, int]],  # (start, first scored, end) of windows, in order, each target scored once
     *,
-    batch_size: int | None = None, # windows at a time; changes speed, not results; None: by device
-    precision: str = "fp32", # "fp32", or "bf16": under autocast, faster and rougher
-) -> np.ndarray: # (n,) float32: -ln p of each target
-    "What each target costs, in nats, seen through the window that scores it."
+    batch_size: int | None = None,  # windows at a time; changes speed, not results; None: by device
+    precision: str = "fp32",  # "fp32", or "bf16": under autocast, faster and rougher
+) -> np.ndarray:  # (n,) float32: -ln p of each target
+    "Nats of each target, with the context of its window."
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size: given {batch_size}, allowed 1 and up")
     if precision not in ("fp32", "bf16"):
@@ -70,16 +70,16 @@ def span_nats(
 
 # %% ../../nbs/40_evaluation/perplexity.ipynb #e4d47eda
 def token_nats(
-    model: nn.Module, # a causal language model: `model(input_ids=…).logits`
-    tokens: np.ndarray, # (n,) token ids
+    model: nn.Module,  # a causal language model: `model(input_ids=…).logits`
+    tokens: np.ndarray,  # (n,) token ids
     *,
-    first: int, # id that the first token is predicted from
-    context: int, # tokens a window holds
-    stride: int | None = None, # tokens a window moves; None: `context`, no overlap
-    batch_size: int | None = None, # windows at a time; changes speed, not results; None: by device
-    precision: str = "fp32", # "fp32", or "bf16": under autocast, faster and rougher
-) -> np.ndarray: # (n,) float32: -ln p of each token
-    "What each token of a stream costs, in nats."
+    first: int,  # id that the first token is predicted from
+    context: int,  # tokens a window holds
+    stride: int | None = None,  # tokens a window moves; None: `context`, no overlap
+    batch_size: int | None = None,  # windows at a time; changes speed, not results; None: by device
+    precision: str = "fp32",  # "fp32", or "bf16": under autocast, faster and rougher
+) -> np.ndarray:  # (n,) float32: -ln p of each token
+    "Nats of each token of a stream."
     stride = context if stride is None else stride
     config = getattr(model, "config", None)
     limit, vocab = getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
@@ -100,21 +100,21 @@ def token_nats(
 # %% ../../nbs/40_evaluation/perplexity.ipynb #52e969ae
 @dataclass(frozen=True)
 class PerplexityCard:
-    "The nats of one text under one model, and everything they can be divided by."
-    nats: float # -sum of ln p over all counted tokens
-    tokens: int # counted tokens
-    words: int # words of the text, separated by white space
-    line_ends: int # line ends of the text
-    bytes: int # UTF-8 bytes of the text
-    documents: int # documents, each preceded by <|endoftext|>
-    context: int # tokens a window holds
-    stride: int # tokens a window moves
-    count_end: bool # whether <|endoftext|> between documents is counted in nats and tokens
-    precision: str # arithmetic of the forward pass
-    source: str # data set and split
+    "Nats of one text under one model, with all denominators."
+    nats: float  # -sum of ln p over all counted tokens
+    tokens: int  # counted tokens
+    words: int  # words of the text, separated by white space
+    line_ends: int  # line ends of the text
+    bytes: int  # UTF-8 bytes of the text
+    documents: int  # documents, each preceded by <|endoftext|>
+    context: int  # tokens a window holds
+    stride: int  # tokens a window moves
+    count_end: bool  # whether <|endoftext|> between documents is counted in nats and tokens
+    precision: str  # arithmetic of the forward pass
+    source: str  # data set and split
 
     @property
-    def loss(self) -> float: # nats per token
+    def loss(self) -> float:  # nats per token
         return self.nats / self.tokens
 
     @property
@@ -133,7 +133,7 @@ class PerplexityCard:
     def bits_per_byte(self) -> float:
         return self.nats / (math.log(2) * self.bytes)
 
-    def rows(self) -> list[tuple[str, float, str, int]]: # (quantity, value, unit of the denominator, denominator)
+    def rows(self) -> list[tuple[str, float, str, int]]:  # (quantity, value, unit of the denominator, denominator)
         "The quotients, each with its denominator."
         return [
             ("loss", self.loss, "tokens", self.tokens),
@@ -144,7 +144,7 @@ class PerplexityCard:
         ]
 
     def conventions(self) -> str:
-        "One sentence that says how the nats came about."
+        "One sentence with the conventions."
         end = "counted" if self.count_end else "context only"
         return (
             f"{self.source}: {self.nats:.1f} nats, context {self.context}, stride {self.stride}, "
@@ -152,7 +152,7 @@ class PerplexityCard:
             f"<|endoftext|> {end}, {self.precision}"
         )
 
-    def to_dict(self) -> dict: # fields and quotients
+    def to_dict(self) -> dict:  # fields and quotients
         "Everything on the card."
         return asdict(self) | {name: value for name, value, *_ in self.rows()}
 
@@ -162,9 +162,9 @@ class PerplexityCard:
 
     def record_into(
         self,
-        run, # a `core.runs.Run`
-        split: str, # the split it was read from
-        name: str | None = None, # first word of each metric's name; None: the split
+        run,  # a `core.runs.Run`
+        split: str,  # the split it was read from
+        name: str | None = None,  # first word of each metric's name; None: the split
     ) -> None:
         "Put nats and quotients into a run's record as `<name>_<quantity>`, and the conventions as a text."
         name = name or split
@@ -184,16 +184,16 @@ def _is_text(split, n: int) -> np.ndarray:
 
 
 def perplexity_card(
-    model: nn.Module, # a causal language model
-    split, # a `data.corpus.TokenSplit`
+    model: nn.Module,  # a causal language model
+    split,  # a `data.corpus.TokenSplit`
     *,
-    context: int, # tokens a window holds
-    stride: int | None = None, # tokens a window moves; None: `context`
-    batch_size: int | None = None, # windows at a time; None: by device
-    count_end: bool = False, # count <|endoftext|> between documents as text
-    precision: str = "fp32", # or "bf16"
+    context: int,  # tokens a window holds
+    stride: int | None = None,  # tokens a window moves; None: `context`
+    batch_size: int | None = None,  # windows at a time; None: by device
+    count_end: bool = False,  # count <|endoftext|> between documents as text
+    precision: str = "fp32",  # or "bf16"
 ) -> PerplexityCard:
-    "Score every token of a split once and divide by everything."
+    "Perplexity of a split, with all denominators."
     tokens = np.asarray(split.tokens)
     counted = _is_text(split, len(tokens)) | count_end
     nats = token_nats(
@@ -209,13 +209,13 @@ def perplexity_card(
 
 # %% ../../nbs/40_evaluation/perplexity.ipynb #d5529d7d
 def prefix_loss(
-    split, # a `data.corpus.TokenSplit`
+    split,  # a `data.corpus.TokenSplit`
     *,
-    context: int, # tokens a window holds
-    max_tokens: int, # tokens of the prefix
-    batch_size: int | None = None, # windows at a time; None: by device
-    precision: str = "fp32", # or "bf16"
-): # model -> {"loss": nats per token}
+    context: int,  # tokens a window holds
+    max_tokens: int,  # tokens of the prefix
+    batch_size: int | None = None,  # windows at a time; None: by device
+    precision: str = "fp32",  # or "bf16"
+):  # model -> {"loss": nats per token}
     "An evaluation for the Trainer: mean nats per token over the first `max_tokens` tokens of a split."
     tokens = np.asarray(split.tokens[:max_tokens])
     counted = _is_text(split, len(tokens))

@@ -32,7 +32,7 @@ def read_corpus(
     limit_documents: int | None = None,  # keep only the first documents of each split
     every_nth: int = 1,  # keep only one in so many documents of the training split
 ) -> Corpus:
-    "A corpus as the run may read it, entered into its record."
+    "Load a corpus, with the stand-in that the run allows, and record it."
     by_hand = "embedded_docs" if run.profile == "smoke" else None
     stand_in = run.spec.get("data", {}).get(dataset, {}).get("stand_in", by_hand)
     corpus = load_corpus(dataset, vocab_size, stand_in=stand_in, limit_documents=limit_documents, every_nth=every_nth)
@@ -44,7 +44,7 @@ def read_corpus(
 def corpus_table(
     corpus: Corpus,
 ) -> pd.DataFrame:  # one row a split
-    "Where the text came from and how much it is."
+    "Sources and sizes of the splits."
     return pd.DataFrame([
         {"data set": s.name, "split": s.split, "from": s.source, "documents": s.n_documents, "tokens": s.n_tokens,
          "words": s.n_words, "bytes": s.n_bytes, "bytes per token": round(s.n_bytes / s.n_tokens, 2), "note": s.note}
@@ -55,7 +55,7 @@ def corpus_table(
 def new_decoder(
     corpus: Corpus,
     *,
-    context: int,  # tokens that it is trained to see
+    context: int,  # context length in tokens
     seed: int,
     **fields,  # of ModernLLMConfig
 ) -> ModernDecoderLM:
@@ -79,7 +79,7 @@ def pretrain(
     callbacks: Sequence[Callback] = (),  # beside the progress bar
     separate_documents: bool = False,  # no attention across the border of two documents in a row
 ) -> TrainResult:
-    "Train on the corpus in the run's folder; sizes of the model and both curves go into the record."
+    "Train on the corpus in the run's folder; record model size and both loss curves."
     for name, exclude in (("parameters", False), ("parameters_beside_embedding", True)):
         run.metric(name, model.num_parameters(exclude_embeddings=exclude), unit="parameters")
     batches = LMBatches(corpus.train, block_size=context, batch_size=batch_size, seed=config.seed,
@@ -105,10 +105,10 @@ def evaluate_perplexity(
     corpus: Corpus,
     *,
     context: int,
-    stride: int | None = None,  # of the sliding window over test; None: no such reading
-    test: bool = True,  # False for a run that only takes part in a choice
-) -> dict[str, PerplexityCard]:  # by the first words of the metrics: validation, test, test_sliding, test_raw
-    "Perplexity cards, recorded as they are read."
+    stride: int | None = None,  # of the sliding window over test; None: not evaluated
+    test: bool = True,  # False for a run that only takes part in a selection
+) -> dict[str, PerplexityCard]:  # by prefix of the metrics: validation, test, test_sliding, test_raw
+    "Perplexity on validation and test, recorded."
     readings = {"validation": (corpus.validation, None)}
     if test:
         readings["test"] = (corpus.test, None)
@@ -130,7 +130,7 @@ def keep_model(
     model: ModernDecoderLM,
     corpus: Corpus,
 ) -> None:
-    "Leave the model as the run's artifact `model`: a folder that `from_pretrained` loads, tokenizer included."
+    "Save model and tokenizer as the run's artifact `model`, loadable by `from_pretrained`."
     model.save_pretrained(run.dir / "model")
     corpus.tokenizer.save_pretrained(run.dir / "model")
     run.artifact("model", "model")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pandas as pd
 from torch.profiler import ProfilerActivity, profile
 
-KINDS = { # the first that fits
+KINDS = {  # the first that fits
     "fused attention": r"scaled_dot_product|flash_attention",
     "matrix products": r"\b(mm|addmm|addmm_|bmm|baddbmm|matmul|linear)$|mkldnn_linear",
     "softmax and loss": r"softmax|nll_loss|cross_entropy|logsumexp|gather|scatter|amax|\blog_?$",
@@ -24,17 +24,17 @@ KINDS = { # the first that fits
 
 
 def kind(
-    name: str, # of an operation, as the profiler calls it
-) -> str: # one of KINDS, or "the rest"
-    "Which kind an operation is of."
+    name: str,  # of an operation, as the profiler calls it
+) -> str:  # one of KINDS, or "the rest"
+    "Kind of an operation."
     found = (kind for kind, pattern in KINDS.items() if re.search(pattern, name.removeprefix("aten::")))
     return next(found, "the rest")
 
 
 def by_kind(
-    step: Callable[[], object], # what is to be looked at, once
-) -> pd.Series: # seconds on the CPU by kind; all kinds, and "the rest"
-    "Run a function under PyTorch's profiler."
+    step: Callable[[], object],  # profiled once
+) -> pd.Series:  # seconds on the CPU by kind; all kinds, and "the rest"
+    "Profile a function with PyTorch's profiler."
     seconds = dict.fromkeys([*KINDS, "the rest"], 0.0)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         step()

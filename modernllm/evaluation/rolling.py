@@ -17,23 +17,23 @@ from .perplexity import span_nats
 
 # %% ../../nbs/40_evaluation/rolling.ipynb #f6786f9b
 def rolling_windows(
-    n: int, # tokens of a document
-    context: int, # tokens a window holds
-) -> list[tuple[int, int, int]]: # (start, first scored, end) of each window
-    "Windows side by side; the last one begins earlier, so that it is full where the document is long enough."
+    n: int,  # tokens of a document
+    context: int,  # tokens a window holds
+) -> list[tuple[int, int, int]]:  # (start, first scored, end) of each window
+    "Adjacent windows; the last one begins earlier, so that it is full if the document is long enough."
     ends = [*range(context, n, context), n] if n else []
     return [(max(0, end - context), fresh, end) for fresh, end in zip([0, *ends], ends)]
 
 # %% ../../nbs/40_evaluation/rolling.ipynb #386d5962
 @dataclass(frozen=True)
 class RollingPerplexity:
-    "Nats of some documents and what they are divided by. Names are lm-evaluation-harness's."
-    nats: float # -sum of ln p over all tokens
+    "Nats of documents with all denominators, named as in lm-evaluation-harness."
+    nats: float  # -sum of ln p over all tokens
     tokens: int
-    words: int # pieces of `re.split(r"\s+", text)`
-    bytes: int # UTF-8
+    words: int  # pieces of `re.split(r"\s+", text)`
+    bytes: int  # UTF-8
     documents: int
-    context: int # tokens a window holds
+    context: int  # tokens a window holds
 
     @property
     def word_perplexity(self) -> float:
@@ -47,7 +47,7 @@ class RollingPerplexity:
     def bits_per_byte(self) -> float:
         return self.nats / (math.log(2) * self.bytes)
 
-    def rows(self) -> list[tuple[str, float, str, int]]: # (quantity, value, unit of the denominator, denominator)
+    def rows(self) -> list[tuple[str, float, str, int]]:  # (quantity, value, unit of the denominator, denominator)
         "The quotients, each with its denominator."
         return [
             ("word_perplexity", self.word_perplexity, "words", self.words),
@@ -56,22 +56,22 @@ class RollingPerplexity:
         ]
 
     def conventions(self) -> str:
-        "One sentence that says how the nats came about."
+        "One sentence with the conventions."
         return (f"{self.nats:.1f} nats over {self.tokens:,} tokens, lm-evaluation-harness's windows of {self.context}, "
                 f"{self.documents} documents read alone")
 
 
 def rolling_perplexity(
-    model, # a causal language model
-    tokenizer, # its tokenizer, of transformers
-    texts: list[str], # documents
+    model,  # a causal language model
+    tokenizer,  # its tokenizer, of transformers
+    texts: list[str],  # documents
     *,
-    counted: list[str] | None = None, # texts that words and bytes are counted in; None: the same
-    context: int | None = None, # tokens a window holds; None: the model's
-    batch_size: int | None = None, # windows at a time; None: by device
-    precision: str = "fp32", # or "bf16"
+    counted: list[str] | None = None,  # texts that words and bytes are counted in; None: the same
+    context: int | None = None,  # tokens a window holds; None: the model's
+    batch_size: int | None = None,  # windows at a time; None: by device
+    precision: str = "fp32",  # or "bf16"
 ) -> RollingPerplexity:
-    "Read each document alone, window after window, as lm-evaluation-harness does."
+    "Perplexity by the rolling log-likelihood of lm-evaluation-harness."
     context = context or getattr(model.config, "max_position_embeddings", None)
     if context is None or context < 1:
         raise InputError(f"context: given {context}, allowed 1 and up; the model's configuration names none")

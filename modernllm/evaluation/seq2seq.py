@@ -53,7 +53,7 @@ def score_pairs(
     pairs: Pairs,
     batch_size: int = 64,
 ) -> dict[str, float]:  # loss (nats a target token), token_accuracy, exact_match
-    "How well a model predicts the targets of a split."
+    "Loss, token accuracy and exact match on a split."
     nats = tokens = right = exact = 0
     for chosen in _in_order(pairs, batch_size):
         batch = collate([pairs.sources[k] for k in chosen], [pairs.targets[k] for k in chosen])
@@ -76,7 +76,7 @@ def greedy_answers(
     max_new_tokens: int,
     batch_size: int = 64,
 ) -> list[list[int]]:  # without start and end
-    "What the model says, by its own cached `generate`."
+    "Greedy decoding with the model's `generate`."
     answers = []
     for start in range(0, len(sources), batch_size):
         rows = sources[start : start + batch_size]
@@ -90,7 +90,7 @@ def greedy_answers(
 # %% ../../nbs/40_evaluation/seq2seq.ipynb #b47804a6
 @dataclass
 class Tuned:
-    "A trained model and how it came there."
+    "A fine-tuned model with its scores."
 
     model: nn.Module
     result: TrainResult
@@ -147,7 +147,7 @@ def stand_in(
     name: str,  # of a data set
     by_hand: str,  # when a notebook of the smallest profile is run by hand, without a plan
 ) -> str | None:
-    "The data set that may be read instead."
+    "The stand-in allowed for a data set."
     return run.spec.get("data", {}).get(name, {}).get("stand_in", by_hand if run.profile == "smoke" else None)
 
 

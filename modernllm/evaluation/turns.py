@@ -17,44 +17,44 @@ from .peers import PeerLoop
 from ..training.callbacks import Callback
 from ..training.utilisation import clock
 
-OURS = "modernllm" # the name of our side
-LIMITS = "large_product", "own_products" # what shares are of
+OURS = "modernllm"  # the name of our side
+LIMITS = "large_product", "own_products"  # what shares are of
 
 # %% ../../nbs/40_evaluation/turns.ipynb #28367768
 def metric_name(
     side: str,
-) -> str: # "transformers, static cache" → "transformers_static_cache"
-    "What a side is called in a record."
+) -> str:  # "transformers, static cache" → "transformers_static_cache"
+    "Name of a side in records."
     return "_".join(re.findall(r"[a-z0-9]+", side.lower()))
 
 
 @dataclass
 class Bench:
-    "What was measured, and on what."
+    "Result of an interleaved benchmark."
 
-    task: str # "train", "generate" or "eval"
+    task: str  # "train", "generate" or "eval"
     shape: str
     parameters: int
-    work: str # in words
-    tokens: int # of a turn
+    work: str  # in words
+    tokens: int  # of a turn
     threads: int
     device: str
-    rounds: list[dict[str, float]] = field(default_factory=list) # seconds of each side's turn; ours is `OURS`
-    checks: dict[str, float] = field(default_factory=dict) # one number a side that should be alike: a loss, say
-    limits: list[tuple[float, float]] = field(default_factory=list) # a round: operations a second, large and at own shapes
-    flops: tuple[float, float] = (0.0, 0.0) # of a turn: all, and those of products with weights
+    rounds: list[dict[str, float]] = field(default_factory=list)  # seconds of each side's turn; ours is `OURS`
+    checks: dict[str, float] = field(default_factory=dict)  # one number a side that should be alike: a loss, say
+    limits: list[tuple[float, float]] = field(default_factory=list)  # a round: operations a second, large and at own shapes
+    flops: tuple[float, float] = (0.0, 0.0)  # of a turn: all, and those of products with weights
 
     @property
     def peers(self) -> list[str]:
         return [side for side in self.rounds[0] if side != OURS]
 
-    def speed(self, side: str) -> float: # tokens a second
+    def speed(self, side: str) -> float:  # tokens a second
         return median(self.tokens / seconds[side] for seconds in self.rounds)
 
-    def ratios(self, peer: str) -> list[float]: # how many times faster than the peer, by round
+    def ratios(self, peer: str) -> list[float]:  # how many times faster than the peer, by round
         return [seconds[peer] / seconds[OURS] for seconds in self.rounds]
 
-    def share(self, side: str) -> tuple[float, float]: # of the large product's rate; of that at the model's own shapes
+    def share(self, side: str) -> tuple[float, float]:  # of the large product's rate; of that at the model's own shapes
         return tuple(
             median(flops / seconds[side] / limit[i] for seconds, limit in zip(self.rounds, self.limits))
             for i, flops in enumerate(self.flops)
@@ -79,7 +79,7 @@ class Bench:
 
     def record_into(
         self,
-        run, # a `core.runs.Run`
+        run,  # a `core.runs.Run`
     ) -> None:
         "Every number as a metric, named by task and side; the seconds of the rounds as curves; the table as a text."
         work = {"n_items": self.tokens * len(self.rounds)}
@@ -102,16 +102,16 @@ class Bench:
 
 # %% ../../nbs/40_evaluation/turns.ipynb #db3dc7b7
 class InterleavedTiming(Callback):
-    "Times some steps of the Trainer, then as many of each peer, again and again."
+    "Times steps of the Trainer and of each peer alternately."
 
     def __init__(
         self,
-        bench: Bench, # rounds, checks and limits are put in here
+        bench: Bench,  # rounds, checks and limits are put in here
         peers: dict[str, PeerLoop],
-        steps: int, # a turn
-        rounds: int, # at least
-        seconds: float, # go on until so much time has passed
-        limits: Callable[[], tuple[float, float]], # measured once a round
+        steps: int,  # a turn
+        rounds: int,  # at least
+        seconds: float,  # go on until so much time has passed
+        limits: Callable[[], tuple[float, float]],  # measured once a round
     ):
         self.bench, self.peers, self.steps, self.least, self.seconds = bench, peers, steps, rounds, seconds
         self.limits, self.losses, self.warm = limits, [], False
@@ -140,13 +140,13 @@ class InterleavedTiming(Callback):
 
 
 def time_interleaved(
-    bench: Bench, # rounds are put in here
+    bench: Bench,  # rounds are put in here
     sides: dict[str, Callable[[], object]],
-    rounds: int, # at least
-    seconds: float, # go on until so much time has passed
+    rounds: int,  # at least
+    seconds: float,  # go on until so much time has passed
     device: torch.device,
-) -> dict[str, object]: # what each side returned last
-    "Call every side once a round; the first round warms up and is not counted."
+) -> dict[str, object]:  # what each side returned last
+    "Call every side once per round; the first round is warm-up and not counted."
     begun, last = clock(device), {}
     while len(bench.rounds) < rounds or clock(device) - begun < seconds:
         times = {}

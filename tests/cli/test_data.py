@@ -8,7 +8,7 @@ from modernllm.cli.app import main
 from modernllm.data.sources import CATALOGUE
 
 
-def listed(capsys) -> dict[str, str]: # name: place
+def listed(capsys) -> dict[str, str]:  # name: place
     assert main(["data", "list"]) == 0
     return {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
 
