@@ -58,7 +58,7 @@ def _terminated_is_interrupted():
 
 
 def _in_child():
-    "Snakemake can be interrupted even where we were started in the background, and stops after us when we are killed."
+    "In the child: Snakemake accepts interrupts even if started in the background, and is stopped when its parent is killed."
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -94,7 +94,7 @@ def _snakemake(
 
 
 def _alive(group: int) -> bool:
-    "Whether a process of the group is still at work; one that has ended and was not yet asked about is not."
+    "Whether a process of the group is running; zombies do not count."
     for process in psutil.process_iter(["status"]):
         try:
             if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
@@ -105,7 +105,7 @@ def _alive(group: int) -> bool:
 
 
 def _stop(process: subprocess.Popen):
-    "Interrupt Snakemake and its steps and wait until none is left. A second Ctrl-C makes it short."
+    "Interrupt Snakemake and its steps and wait for them to end. A second Ctrl-C kills them."
     end, sent = time.time() + GRACE, signal.SIGINT
     while True:
         try:
@@ -130,7 +130,7 @@ def _clock(seconds: float) -> str:
 
 
 def _last_event(folder: Path) -> str:
-    "Where a running run is: the last line of its event log that has a step."
+    "Progress of a run: the last event in its log that has a step."
     try:
         with open(folder / "events.jsonl", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
@@ -144,7 +144,7 @@ def _last_event(folder: Path) -> str:
 
 
 class _Progress:
-    "Tells when a step has ended, and now and then what is running."
+    "Reports finished steps, and periodically what is running."
 
     def __init__(self, steps: dict[str, Path], say: Callable[[str], None]):  # title: state file
         self.steps, self.open, self.say = steps, dict(steps), say
@@ -177,7 +177,7 @@ def run_studies(
     summaries_only: bool = False,  # start no run: what a fresh clone with records can do
     say: Callable[[str], None] = partial(print, flush=True),
 ) -> None:
-    "Run what is stale, then the summaries. `RunFailed` or `InputError` when a step failed, after the others have ended."
+    "Execute stale steps, then the summaries. `RunFailed` or `InputError` if a step failed, after the others have ended."
     base = settings().runs / check_name("profile", profile, PROFILES)
     with _only_one(profile) as lock, _terminated_is_interrupted():
         if summaries_only:
@@ -216,7 +216,7 @@ def run_studies(
 
 
 def _raise_failures(progress: _Progress, returncode: int, log: Path):
-    "Turn what failed into one error."
+    "Raise one error for all failed steps."
     states = {title: read_state(path) for title, path in progress.steps.items()}
     failed = {title: state for title, state in states.items() if state.get("state") == "failed"}
     if any(state.get("state") == "interrupted" for state in states.values()):

@@ -20,7 +20,7 @@ def t_tails(
     t: float,
     df: float,  # degrees of freedom, not always whole
 ) -> float:
-    "The probability of a value farther from 0 than `t`."
+    "Two-sided p-value of Student's t."
     if t * t < df:  # where df / (df + t²) would lose the digits of t
         return float(1 - betainc(0.5, df / 2, 0, t * t / (df + t * t), regularized=True))
     return float(betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True))
@@ -30,7 +30,7 @@ def t_limit(
     share: float,  # left in the two tails together
     df: float,
 ) -> float:
-    "The inverse of `t_tails`."
+    "Critical value of Student's t: the inverse of `t_tails`."
     low, high = 0.0, 1.0
     while t_tails(high, df) > share:
         low, high = high, 2 * high
@@ -42,7 +42,7 @@ def t_limit(
 # %% ../../nbs/00_core/comparison.ipynb #9dadb549
 @dataclass(frozen=True)
 class Comparison:
-    "How much larger `a` is than `b`. Where runs are too few to know a spread, what rests on it is None."
+    "Difference of `a` and `b` with confidence interval and p-value; None where too few runs give no variance."
 
     difference: float  # mean of a − mean of b
     low: float | None  # 95 % confidence interval of the difference
@@ -57,7 +57,7 @@ def compare(
     a: Mapping[int, float] | Sequence[float],  # a value for each seed, or values
     b: Mapping[int, float] | Sequence[float],
 ) -> Comparison:
-    "Student's paired test where both have the same seeds, else Welch's."
+    "Paired t-test if both have the same seeds, else Welch's t-test."
     paired = isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys()
     values = [list(x.values() if isinstance(x, Mapping) else x) for x in (a, b)]
     for name, numbers in zip("ab", values):
@@ -82,7 +82,7 @@ def compare(
 def holm(
     pvalues: Sequence[float | None],  # None: not tested
 ) -> list[float | None]:  # in the same order
-    "P-values that hold for all tests together."
+    "Holm-corrected p-values."
     order = sorted((p, place) for place, p in enumerate(pvalues) if p is not None)
     adjusted, least = [None] * len(pvalues), 0.0
     for rank, (p, place) in enumerate(order):

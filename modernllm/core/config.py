@@ -34,7 +34,7 @@ def check_text(
     thing: str,  # how the error line calls it
     text: str,
 ) -> str:  # `text`, when it can be written
-    "Refuse a lone surrogate: what Python makes of a byte on the command line or in a path that is not UTF-8."
+    "Refuse lone surrogates, by which Python represents bytes that are not UTF-8 on the command line or in a path."
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -47,7 +47,7 @@ def did_you_mean(
     given: str,  # what somebody wrote
     allowed: typing.Iterable[str],  # the names that exist
 ) -> str:  # "; did you mean 'x'?" or ""
-    "A proposal for a mistyped name, empty when nothing is near."
+    "Suggestion for a mistyped name; empty if none is close."
     near = difflib.get_close_matches(str(given), [str(name) for name in allowed], n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 
@@ -176,7 +176,7 @@ def one_line(
     model: type[pydantic.BaseModel],  # what was validated
     values: dict,  # what was given
 ) -> str:
-    "pydantic's complaints as one line: field, what was given, what is allowed, nearest name."
+    "A pydantic error as one line: field, value given, what is allowed, nearest name."
     wrong: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         message = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
@@ -198,7 +198,7 @@ def one_line(
 def not_finite(
     value,
 ) -> bool:
-    "Whether a value is an infinite number or none at all (nan)."
+    "Whether a value is an infinite number or NaN."
     return isinstance(value, float) and not math.isfinite(value)
 
 
@@ -206,7 +206,7 @@ def find_wrong(
     value,  # nested lists and dictionaries
     wrong: typing.Callable[[typing.Any], bool],  # what is looked for
 ) -> str:  # such as ".rates.0 is nan"; "" when nothing is wrong
-    "The first item inside a value that is wrong, with the path that leads to it."
+    "The first invalid item inside a nested value, with its path."
     if wrong(value):
         return f" is {value!r}"
     inside = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list | tuple) else [])
@@ -214,7 +214,7 @@ def find_wrong(
 
 
 class Config(pydantic.BaseModel):
-    "Base of all configurations: frozen, no unknown names, no silent conversion. Bad values raise `InputError`."
+    "Base class of configurations: frozen, no unknown fields, no silent conversion. Invalid values raise `InputError`."
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
@@ -234,7 +234,7 @@ class Config(pydantic.BaseModel):
     @pydantic.field_validator("*")
     @classmethod
     def _finite(cls, value, info: pydantic.ValidationInfo):
-        "No field holds an infinite number or one that is none, except with `Field(allow_inf_nan=True)`."
+        "No field holds an infinite number or NaN, except with `Field(allow_inf_nan=True)`."
         field = cls.model_fields[info.field_name]
         if not any(getattr(rule, "allow_inf_nan", False) for rule in field.metadata):
             if found := find_wrong(value, not_finite):
@@ -288,7 +288,7 @@ def atomic_write(
     path: str | Path,
     data: bytes | str,  # text is written as UTF-8
 ) -> Path:
-    "Replace a file as a whole, making its folder; `RunFailed` when that cannot be done, the old file then being intact."
+    "Write a file atomically, creating its folder; `RunFailed` if that is impossible, with the old file intact."
     path = Path(path)
     data = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
@@ -343,7 +343,7 @@ def _price(name: str, default: float) -> float:
 
 @dataclass(frozen=True)
 class Settings:
-    "Where things lie and what an hour costs."
+    "Paths of the project and prices per hour."
 
     root: Path  # project root
     data: Path | None  # mirror of public data sets
@@ -375,7 +375,7 @@ class Settings:
 
 
 def settings() -> Settings:
-    "The settings of this moment, from the environment."
+    "Current settings, from the environment."
     root = _path("MODERNLLM_ROOT", None) or Path(check_text("project folder", str(_project_root())))
     return Settings(
         root=root,

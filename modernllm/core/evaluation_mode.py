@@ -14,7 +14,7 @@ from contextlib import contextmanager
 def evaluation_mode(
     model,  # a torch module
 ) -> Iterator[None]:
-    "Inside it the model is in evaluation mode; afterwards each of its modules is in the mode that it was in, whatever happens."
+    "Context manager: the model is in evaluation mode; afterwards each module's own mode is restored, also after an error."
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

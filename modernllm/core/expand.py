@@ -46,7 +46,7 @@ def run_folder(
     variant: str,
     seed: int,
 ) -> Path:  # runs/<profile>/<study>/<variant>/s<seed>
-    "Where a run leaves what it makes."
+    "Folder of a run."
     return settings().runs / profile / study / variant / f"s{seed}"
 
 # %% ../../nbs/00_core/expand.ipynb #ed41f2f4
@@ -62,7 +62,7 @@ def own_params(
     variant: Variant,
     profile: str,
 ) -> Params:
-    "What a variant sets in a profile."
+    "Parameters that a variant sets in a profile."
     return {**variant.params, **variant.profiles.get(profile, Numbers()).params}
 
 
@@ -140,7 +140,7 @@ def expand(
 def estimate(
     runs: list[RunSpec],
 ) -> dict:  # cpu_hours (core-hours), gpu_hours, unknown: how many runs have no estimate
-    "What runs are expected to cost."
+    "Estimated cost of runs."
     known = [run for run in runs if run.hours]
     return {
         "cpu_hours": sum(run.hours * run.threads for run in known),

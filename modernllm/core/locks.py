@@ -28,7 +28,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def lock(
     folder: str | Path,  # made when it is missing
 ) -> int:  # to be given to `unlock`
-    "Take the folder for this process, or refuse at once, naming the process that has it."
+    "Lock the folder for this process, or fail at once, naming the process that holds it."
     path = Path(folder) / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def lock(
 def unlock(
     descriptor: int,
 ) -> None:
-    "Give the folder back."
+    "Release the lock."
     if descriptor in _held:
         _held.remove(descriptor)
         os.close(descriptor)

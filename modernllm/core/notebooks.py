@@ -18,7 +18,7 @@ def python_of(
     source: str,  # of one code cell, or the text of a cell magic
     name: str,  # how the error line calls it
 ) -> str:
-    "The Python that IPython runs: magics and shell commands are calls of `get_ipython()`, with their texts as arguments."
+    "Python code as IPython runs it: magics and shell commands become calls of `get_ipython()`."
     try:
         ast.parse(source)
         return source
@@ -52,7 +52,7 @@ def notebook_code(
 def run_texts(
     tree: ast.AST,  # of `python_of`
 ) -> list[str]:
-    "The texts that are given to IPython, names of magics included, and those that `exec` and `eval` run."
+    "Strings passed to IPython (with the names of magics), `exec` and `eval`."
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     runs = ("exec", "eval", "get_ipython()")
     given = [argument for call in calls if ast.unparse(getattr(call.func, "value", call.func)) in runs for argument in call.args]

@@ -23,7 +23,7 @@ Params = dict[str, typing.Any]
 
 
 class Input(Config):
-    "An artifact of another run that a run starts from: an edge of the graph."
+    "An input artifact from another run: an edge of the graph."
 
     study: str | None = None  # None: the same study
     variant: str
@@ -32,13 +32,13 @@ class Input(Config):
 
 
 class DataSettings(Config):
-    "How a data set of the study may be replaced."
+    "Settings of a data set: its stand-in."
 
     stand_in: str | None = None  # read instead in smoke, when the real one cannot be had
 
 
 class Numbers(Config):
-    "What may differ between profiles, for all variants or for one."
+    "Settings that may differ between profiles, for all variants or for one."
 
     params: Params = {}
     seeds: list[typing.Annotated[int, Field(ge=0)]] | None = None  # [] for a variant: not in this profile
@@ -48,7 +48,7 @@ class Numbers(Config):
 
 
 class Profile(Numbers):
-    "The numbers of one profile."
+    "Settings of one profile."
 
     matrix: dict[str, list] = {}  # other values for axes of the matrix
     data: dict[str, DataSettings] = {}  # further data sets of this profile
@@ -65,7 +65,7 @@ class Variant(Config):
 
 # %% ../../nbs/00_core/plan.ipynb #91e00013
 class SelectionRule(Config):
-    "Which variants go on, by rule."
+    "Rule by which variants are selected."
 
     among: list[str] | typing.Literal["matrix"] = Field(alias="from")
     metric: str
@@ -78,7 +78,7 @@ class SelectionRule(Config):
 
 
 class Kill(Config):
-    "When a run is given up."
+    "Kill rule: when a run is stopped early."
 
     curve: str
     baseline: str  # a variant of this study
@@ -88,7 +88,7 @@ class Kill(Config):
 
 
 class Budget(Config):
-    "What all runs of one profile together may cost."
+    "Budget for all runs of one profile."
 
     cpu_hours: typing.Annotated[float, Field(gt=0)] | None = None  # core-hours
     gpu_hours: typing.Annotated[float, Field(gt=0)] | None = None
@@ -112,7 +112,7 @@ class Plan(Config):
 
     @property
     def folder(self) -> Path:
-        "Where plan.yaml and the notebooks lie."
+        "Folder of plan.yaml and the notebooks."
         return settings().studies / self.study
 
 # %% ../../nbs/00_core/plan.ipynb #625cd93d
@@ -120,7 +120,7 @@ GIVEN = ("study", "variant", "seed", "profile", "run_dir", "inputs")  # set for 
 
 
 def _not_plain(value) -> bool:
-    "Whether JSON, in which a run gets its parameters, cannot say a value or would change it."
+    "Whether JSON cannot represent a parameter exactly."
     if isinstance(value, str):
         return any("\ud800" <= letter <= "\udfff" for letter in value)
     if isinstance(value, dict):
@@ -235,7 +235,7 @@ def _check_names(path: Path, values):
 
 
 def _check(plan: Plan):
-    "What no single field can know."
+    "Checks that involve several fields."
     defaults = notebook_parameters(plan.folder / "run.ipynb")
     every_cell = cells(plan)
     for name, profile in plan.profiles.items():

@@ -35,7 +35,7 @@ _RC = {
 
 @contextmanager
 def style():
-    "The one look: `with style(): …` around everything that draws."
+    "Context manager with the style of all figures."
     plt.draw_if_interactive()  # loads the backend now: inside the context its switch to inline plots would be undone
     with matplotlib.rc_context({**sns.axes_style("ticks"), **sns.plotting_context("paper"), **_RC}):
         yield
@@ -44,7 +44,7 @@ def style():
 def series_look(
     position: int,  # of the series in its panel, from 0
 ) -> dict:  # keywords for `Axes.plot`
-    "Colour, dash and marker of a series."
+    "Colour, dash pattern and marker of a series."
     if position >= len(COLOURS):
         raise InputError(f"a panel holds at most {len(COLOURS)} series that print well in grey; split it")
     return {"color": COLOURS[position], "linestyle": DASHES[position], "marker": MARKERS[position]}

@@ -28,7 +28,7 @@ CURVE_POINTS = 200
 
 
 class Metric(Config):
-    "One number that came out."
+    "One result."
 
     value: FiniteFloat
     unit: str
@@ -38,7 +38,7 @@ class Metric(Config):
 
 
 class Curve(Config):
-    "Points of one line, thinned."
+    "A curve, thinned."
 
     x: Annotated[list[FiniteFloat], Field(max_length=CURVE_POINTS)]
     y: Annotated[list[FiniteFloat], Field(max_length=CURVE_POINTS)]
@@ -47,7 +47,7 @@ class Curve(Config):
 
 
 class Upstream(Config):
-    "An artifact of another run that this one started from."
+    "An input artifact from another run."
 
     study: Name
     variant: Name
@@ -66,7 +66,7 @@ class Artifact(Config):
 
 
 class DataRead(Config):
-    "One split that was read, and which data it really was."
+    "One data split that was read, and where it came from."
 
     name: str
     split: str
@@ -77,7 +77,7 @@ class DataRead(Config):
 
 
 class Provenance(Config):
-    "What made the record."
+    "Provenance of the record: code, packages, hardware."
 
     commit: str | None
     dirty: bool | None
@@ -94,14 +94,14 @@ class Provenance(Config):
 
 
 class Throughput(Config):
-    "Work for each second of training."
+    "Training throughput."
 
     value: Amount
     unit: str  # such as "tokens/s"
 
 
 class Cost(Config):
-    "What the run took. Lost work is what a killed process had done after its last checkpoint."
+    "Time, memory and price of the run. Lost work is that of a killed process after its last checkpoint."
 
     wall_seconds: Amount  # useful and lost
     useful_cpu_hours: Amount
@@ -124,7 +124,7 @@ def without_secrets(
     value,  # plain JSON values
     environ: dict | None = None,  # default: os.environ
 ):
-    "The value, in its texts the contents of secret environment variables replaced by their names."
+    "The value, with secret environment variables in its strings replaced by their names."
     if isinstance(value, dict):
         return {name: without_secrets(item, environ) for name, item in value.items()}
     if isinstance(value, list):
@@ -165,7 +165,7 @@ class Record(Config):
         return record_path(self.profile, self.study, self.variant, self.seed)
 
     def content_sha256(self) -> str:
-        "Hash of what came out, without times, cost and machine: a repetition on equal terms has the same."
+        "Hash of the results, without times, cost and machine: equal for a repeated run."
         names = {"study", "variant", "seed", "profile", "status", "params", "metrics", "texts", "artifacts", "data"}
         return json_sha256(self.model_dump(mode="json", include=names))
 
@@ -183,7 +183,7 @@ def thin(
     points: list,
     most: int = CURVE_POINTS,  # at least 2
 ) -> list:  # at most `most` of them, in order
-    "Evenly chosen points, the first and the last among them."
+    "Evenly spaced points of a curve, with the first and the last."
     last = len(points) - 1
     if last < most:
         return list(points)
@@ -237,12 +237,12 @@ def write_record(
     record: Record,
     path: str | Path,
 ) -> Path:
-    "Write a record to a file as a whole; the old file stays when that fails."
+    "Write a record atomically; the old file stays if that fails."
     return atomic_write(path, record.to_json())
 
 
 def publish(
     record: Record,
 ) -> Path:  # the file, below data/records
-    "Put a record where tables, figures and paper find it."
+    "Publish a record under data/records."
     return write_record(record, record.path)

@@ -45,7 +45,7 @@ WHEN_IMPORTED = {
 
 # %% ../../nbs/00_core/registration.ipynb #53b2adab
 class _AfterImport(importlib.abc.MetaPathFinder):
-    "Calls a function on a module right after it was executed."
+    "Import hook that calls a function on a module after its import."
 
     def find_spec(self, name, path, target=None):
         if name not in WHEN_IMPORTED:
@@ -64,7 +64,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register() -> None:
-    "Add our names to the tables that are imported already, and to the others when they are. Calling it again changes nothing."
+    "Register with the modules already imported, and with the others on import. Idempotent."
     stand = types.ModuleType(f"transformers.models.{MODEL_TYPE}")
     names = {*CONFIG_NAMES.values(), *MODEL_NAMES.values()}
 

@@ -35,7 +35,7 @@ from .telemetry import Ledger, Telemetry
 
 # %% ../../nbs/00_core/runs.ipynb #fd45f925
 def _read_spec(folder: Path, asked: dict, params: dict) -> dict:
-    "The folder's spec.json, checked against what the notebook says; without one, what the notebook says."
+    "The folder's spec.json, checked against the notebook's parameters; without one, these parameters."
     path = folder / "spec.json"
     if not path.exists():
         return asked
@@ -79,7 +79,7 @@ def _cost(ledger: Ledger) -> dict:
 
 # %% ../../nbs/00_core/runs.ipynb #6163ff08
 class Run:
-    "A run from its start to its record. Made by `Run.of_notebook` or `Run.start`."
+    "A run in progress. Created by `Run.of_notebook` or `Run.start`."
 
     @classmethod
     def start(
@@ -93,7 +93,7 @@ class Run:
         params: dict | None = None,  # every parameter of the study, with its value
         inputs: dict | None = None,  # {name: {study, variant, seed, artifact}}, when there is no spec.json
     ) -> "Run":
-        "Take the folder, check what was asked against what is run, and open the event log."
+        "Lock the run folder, check its specification against the notebook, and open the event log."
         check_name("profile", profile, PROFILES)
         self = cls()
         self._scratch = None if run_dir else tempfile.TemporaryDirectory(prefix="modernllm-")
@@ -111,7 +111,7 @@ class Run:
         cls,
         names: dict,  # `globals()` of a study's run.ipynb
     ) -> "Run":
-        "Start with every name of the notebook's cell of parameters, as it stands now."
+        "Start with the current values of the notebook's parameters cell."
         cell = notebook_parameters(settings().studies / names["study"] / "run.ipynb")
         given = {name: names[name] for name in cell}
         return cls.start(**{name: given.pop(name) for name in GIVEN}, params=given)
@@ -170,7 +170,7 @@ class Run:
         n_items: int | None = None,  # what it is over, such as tokens
         better: str | None = None,  # "lower" or "higher"
     ) -> None:
-        "Report one number. One that is not finite fails the run."
+        "Record a metric. A value that is not finite fails the run."
         value = _number(f"{self.name}: metric '{name}'", value)
         metric = Metric(value=value, unit=unit, split=split, n_items=n_items, better=better)
         self._values["metrics"][name] = metric.to_dict()
@@ -184,7 +184,7 @@ class Run:
         x_unit: str,
         y_unit: str,
     ) -> None:
-        "Report a line; it is thinned to 200 points."
+        "Record a curve, thinned to 200 points."
         points = [[_number(f"{self.name}: curve '{name}'", value) for value in values] for values in (x, y)]
         if len(points[0]) != len(points[1]):
             raise InputError(f"curve '{name}' has {len(points[0])} x and {len(points[1])} y; allowed: as many of each")
@@ -196,14 +196,14 @@ class Run:
         name: str,
         lines: list[str],
     ) -> None:
-        "Report texts, such as samples."
+        "Record texts, such as samples."
         self._values["texts"][name] = [str(line) for line in lines]
 
     def read(
         self,
         *loaded,  # things with `.provenance()`: a dictionary or a list of them
     ) -> None:
-        "Report which data was read."
+        "Record which data splits were read."
         for thing in loaded:
             found = thing.provenance()
             for source in [found] if isinstance(found, dict) else found:
@@ -216,7 +216,7 @@ class Run:
         self,
         hash: str,  # noqa: A002
     ) -> None:
-        "Report the hash of the tokenizer."
+        "Record the hash of the tokenizer."
         self._tokenizer_hash = hash
 
     def artifact(
@@ -224,14 +224,14 @@ class Run:
         name: str,
         path: str | Path,  # a file or folder inside the run folder
     ) -> None:
-        "Declare something the run makes; it must be there when the run finishes and is hashed then."
+        "Declare an output; it must exist when the run finishes, and is then hashed."
         path = (self.dir / path).absolute()
         if not path.resolve().is_relative_to(self.dir.resolve()):
             raise InputError(f"artifact '{name}' is {path}; allowed: a path inside {self.dir}")
         self._artifacts[name] = path
 
     def _upstream(self, name: str, source: dict) -> tuple[dict, Path]:
-        "An input as the record will name it, and where it lies; its hash is checked."
+        "An input's record entry and path; its hash is checked."
         wanted = {field: source[field] for field in ("study", "variant", "seed", "artifact")}
         folder = settings().runs / self.profile / wanted["study"] / wanted["variant"] / f"s{wanted['seed']}"
         if not (folder / "metrics.json").exists():
@@ -259,7 +259,7 @@ class Run:
         self,
         status: str = "finished",  # or "killed", by the plan's kill rule
     ) -> Record:
-        "Check and hash what was made, publish the record, and last of all write it into the run folder."
+        "Check and hash the outputs, publish the record, and write it into the run folder last."
         artifacts = {}
         for name, path in self._artifacts.items():
             if not path.exists():

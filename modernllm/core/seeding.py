@@ -20,7 +20,7 @@ from .config import InputError
 def mix(
     *parts: int | str,  # such as (seed, "shuffle", epoch)
 ) -> int:  # 0 … 2**63 - 1
-    "One well-mixed integer from several parts; order and type of the parts matter."
+    "Hash several values to one integer; order and type matter."
     text = repr([part if isinstance(part, str) else int(part) for part in parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -67,7 +67,7 @@ def seed_everything(
 def deterministic(
     wanted: bool = True,
 ) -> Iterator[None]:
-    "Inside it torch uses no algorithm that may give other bits the next time. It is slower on a GPU."
+    "Context manager: torch uses deterministic algorithms only. Slower on a GPU."
     import torch
 
     if not wanted:

@@ -52,7 +52,7 @@ def judge(
     rule: SelectionRule,  # with a baseline
     records: dict[str, list[Record]],  # variant: one record a seed, in the order of the plan
 ) -> list[dict]:  # in that order: variant, n, value (mean), and difference, low, high, p, p_holm, kept against the baseline
-    "A verdict on every variant that finished all its seeds."
+    "Compare every variant that finished all its seeds with the baseline."
     done = {name: runs for name, runs in records.items() if runs and all(run.status != "killed" for run in runs)}
     if rule.baseline not in done:
         raise RunFailed(f"select.baseline '{rule.baseline}' has not finished all its seeds")
@@ -75,7 +75,7 @@ def selection_path(
     profile: str,
     study: str,
 ) -> Path:
-    "Where the selection of a study lies."
+    "Path of a study's selection."
     return settings().runs / profile / study / "selection.json"
 
 
@@ -104,7 +104,7 @@ def select_variants(
 
 
 def _join(kept: list[dict]) -> dict:
-    "The parameters of all of them; where two set the same one, the better variant's stands."
+    "Parameters of all kept variants; where two set the same one, the better variant's."
     params = {name: value for pick in reversed(kept) for name, value in pick["params"].items()}
     return {"variant": " + ".join(pick["variant"] for pick in kept) or "nothing", "params": params}
 
@@ -113,6 +113,6 @@ def write_selection(
     study: str,
     profile: str,
 ) -> Path:
-    "Choose and write `selection.json`."
+    "Select variants and write `selection.json`."
     content = select_variants(load_plan(study), profile)
     return atomic_write(selection_path(profile, study), json.dumps(content, indent=1) + "\n")

@@ -21,7 +21,7 @@ from .config import InputError, RunFailed, check_name, settings
 
 # %% ../../nbs/00_core/telemetry.ipynb #f7e341e4
 def peak_memory_mb() -> float:
-    "The most memory this process has held, in MiB."
+    "Peak memory of this process, in MiB."
     status = Path("/proc/self/status")  # getrusage would also count the process that started this one
     if status.is_file():
         line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
@@ -49,7 +49,7 @@ def gpus_in_use() -> int:
 
 
 def peak_gpu_memory_mb() -> float | None:
-    "The most memory torch has held on its current GPU, in MiB; None without one."
+    "Peak memory of torch on the current GPU, in MiB; None without one."
     cuda = _cuda()
     return round(cuda.max_memory_allocated() / 2**20, 1) if cuda else None
 
@@ -119,7 +119,7 @@ def _json_value(value):
 
 
 def _whole_lines(content: bytes) -> bytes:
-    "The content without a torn last line."
+    "The content without an incomplete last line."
     return content[: content.rfind(b"\n") + 1]
 
 
@@ -176,7 +176,7 @@ class Telemetry:
     def read(
         folder: str | Path,
     ) -> list[dict]:  # [] when there is no log
-        "All events in order; a torn last line is passed over, damage anywhere else is an error."
+        "All events in order; an incomplete last line is skipped, damage anywhere else is an error."
         path = Path(folder) / "events.jsonl"
         content = _whole_lines(path.read_bytes()) if path.exists() else b""
         events = []
@@ -196,7 +196,7 @@ class Telemetry:
 
 # %% ../../nbs/00_core/telemetry.ipynb #910c6628
 def _checkpoint_before(events: list[dict], index: int) -> int | None:
-    "The event that the `resume` at `index` goes on from."
+    "The checkpoint event that the `resume` at `index` restored."
     step, part = events[index].get("step", math.inf), events[index].get("part")
     earlier = [
         (number, event)
@@ -209,7 +209,7 @@ def _checkpoint_before(events: list[dict], index: int) -> int | None:
 
 
 def _useful(events: list[dict]) -> set[int]:
-    "Positions of the events whose work the last event rests on."
+    "Indices of the events whose work was not lost."
     useful, index = set(), len(events) - 1
     while index is not None and index >= 0:
         if events[index]["kind"] == "resume":
@@ -242,7 +242,7 @@ class Ledger:
         cls,
         events: list[dict],  # from `Telemetry.read`
     ) -> "Ledger":
-        "The accounts of an event log."
+        "Ledger of an event log."
         useful = _useful(events)
         wall, joules, rates, shares, limits = 0.0, None, [], [], {}
         hours = {(thing, kept): 0.0 for thing in ("cpu", "gpu") for kept in (True, False)}
@@ -275,7 +275,7 @@ class Ledger:
         cls,
         folder: str | Path,
     ) -> "Ledger":
-        "The accounts of a run folder."
+        "Ledger of a run folder."
         return cls.of(Telemetry.read(folder))
 
     @property

@@ -112,7 +112,7 @@ def split_of(
 def extract(
     folders: list[Path],  # package folders, in the order that decides which of equal paragraphs stays
 ) -> list[dict]:  # rows of `name`, `split`, `text`, in an order that mixes the packages
-    "Documentation in the Python files of some packages, one document a file, no paragraph twice."
+    "Docstrings of the Python files of some packages, one document per file, without repeated paragraphs."
     from tqdm import tqdm
 
     seen, rows = set(), []

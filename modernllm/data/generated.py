@@ -17,7 +17,7 @@ SIZES = {"train": 600, "validation": 80, "test": 80}
 
 # %% ../../nbs/10_data/generated.ipynb #bdf2dc94
 def _pair(rng: random.Random) -> dict:
-    "One request and its call."
+    "One pair: a request and its function call."
     verb, thing = rng.choice(list(_VERBS)), rng.choice(list(_THINGS))
     people = rng.sample(_NAMES, rng.randint(1, 3))
     day, hour = rng.randint(1, 31), rng.randint(0, 23)
@@ -29,7 +29,7 @@ def _pair(rng: random.Random) -> dict:
 def generated_pairs(
     split: str,  # train, validation or test
 ) -> list[dict]:  # rows of `source` and `target`
-    "The pairs of a split: the same on every machine, none twice."
+    "Pairs of a split: deterministic, without duplicates."
     rng, rows = random.Random(mix("generated pairs")), {}
     while len(rows) < sum(SIZES.values()):
         row = _pair(rng)

@@ -38,7 +38,7 @@ def document_lengths(
 def token_lengths(
     corpus: Corpus,
 ) -> np.ndarray:  # (vocab_size,), 0 for reserved tokens
-    "The bytes that each token of the vocabulary stands for."
+    "Length in bytes of each token of the vocabulary."
     vocabulary = corpus.tokenizer.convert_ids_to_tokens(range(corpus.vocab_size))
     reserved = set(corpus.tokenizer.all_special_tokens)
     # in byte-level BPE one character of a token's name is one byte
@@ -111,7 +111,7 @@ def manifest_entry(
 def write_manifest(
     path: str | Path | None = None,  # default: data/DATASET_MANIFEST.json of the project
 ) -> Path:
-    "Describe every data set of the catalogue in one file."
+    "Write the manifest of all data sets in the catalogue."
     path = Path(path) if path else settings().root / "data" / "DATASET_MANIFEST.json"
     manifest = {"format": 1, "datasets": {name: manifest_entry(name) for name in CATALOGUE}}
     return atomic_write(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

@@ -16,7 +16,7 @@ from .tasks import END, Pairs, collate
 
 # %% ../../nbs/10_data/spans.ipynb #8754acb7
 def _parts(total: int, n: int, rng) -> np.ndarray:
-    "A whole number as n positive parts, every way equally likely."
+    "Random composition of an integer into n positive parts, uniform over all compositions."
     cuts = np.sort(rng.permutation(total - 1)[: n - 1]) + 1
     return np.diff([0, *cuts, total])
 
@@ -28,7 +28,7 @@ def corrupt(
     share: float = 0.15,  # of the tokens that are taken out
     mean_length: float = 3.0,  # of a span
 ) -> tuple[list[int], list[int]]:  # source and target, each with its end
-    "A block with spans replaced by sentinels, and what was there."
+    "Source with spans replaced by sentinels, and target with the spans."
     noise = min(max(round(len(tokens) * share), 1), len(tokens) - 1)
     spans = min(max(round(noise / mean_length), 1), len(tokens) - noise, len(sentinels))
     source, target, at = [], [], 0
@@ -75,7 +75,7 @@ class SpanBatches:
         return collate(*self.rows(i))
 
     def identity(self) -> dict:
-        "What the batches depend on."
+        "Settings that determine the batches."
         return {"split": self.split.split, "fingerprint": self.split.fingerprint, "block_size": self.block_size,
                 "batch_size": self.batch_size, "sentinels": self.sentinels, "seed": self.seed, "prefix": self.prefix}
 

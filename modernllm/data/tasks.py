@@ -70,7 +70,7 @@ def shared_tokenizer(
     vocab_size: int,
     characters: int = 200_000,  # that each collection gives, at most
 ) -> "PreTrainedTokenizerFast":
-    "A tokenizer that no collection dominates."
+    "One tokenizer, trained on the same number of characters from each collection."
     texts = []
     for collection in collections:
         left = characters
@@ -84,7 +84,7 @@ def shared_tokenizer(
 # %% ../../nbs/10_data/tasks.ipynb #96cca4bd
 @dataclass(frozen=True)
 class Pairs:
-    "One split of a task set as token ids, each with its end."
+    "One split of a task set as token ids, each sequence with its end token."
 
     name: str
     split: str
@@ -119,7 +119,7 @@ def encode_pairs(
     config: TaskDatasetConfig,
     split: str,
 ) -> Pairs:
-    "The pairs of a split that fit, as token ids."
+    "Pairs of a split within the length limits, as token ids."
     loaded, *sides = texts
     prefix = [] if config.prefix is None else [config.prefix]
     sources, targets = ([[*ids, END] for ids in encode_documents(tokenizer, side)] for side in sides)
@@ -166,7 +166,7 @@ def pad_rows(
     rows: list[list[int]],
     fill: int,
 ):  # torch.Tensor (rows, longest) int64
-    "Rows of ids as one tensor."
+    "Pad rows of ids to one tensor."
     import torch
 
     out = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
@@ -204,7 +204,7 @@ class Seq2SeqBatches:
         return self.batches_per_epoch
 
     def identity(self) -> dict:
-        "What the batches depend on."
+        "Settings that determine the batches."
         return {"name": self.pairs.name, "split": self.pairs.split, "fingerprint": self.pairs.fingerprint,
                 "pairs": len(self.pairs), "batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle}
 

@@ -109,7 +109,7 @@ CHAT_TEMPLATE = r"""
 
 # %% ../../nbs/10_data/tokenizers.ipynb #076ed3a2
 def _wrap(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":
-    "The tokenizer as transformers wants it."
+    "Wrap as a `PreTrainedTokenizerFast`."
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -167,7 +167,7 @@ def train_bpe(
 def tokenizer_hash(
     tokenizer: "PreTrainedTokenizerFast",
 ) -> str:  # SHA-256, hexadecimal
-    "A hash of everything that decides which ids a text becomes."
+    "Hash of everything that determines the encoding of a text."
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     # padding and truncation are left behind by the last call and are no part of the tokenizer
     return json_sha256({key: value for key, value in state.items() if key not in ("padding", "truncation")})

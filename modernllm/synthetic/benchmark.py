@@ -54,7 +54,7 @@ def prefixed_task(
     config: T5Config,
     length: int,  # longest input, the prefix counted
 ) -> Task:
-    "These tasks as one, each behind its prefix token."
+    "A mixture of tasks, each selected by its prefix token."
     return make_task("mixture", config.vocab_size, length, mixture=tuple(names), separator=separator(config),
                      prefixes=prefixes(config)[: len(names)], numbers=tuple(range(3, length + 4)))
 
@@ -111,7 +111,7 @@ def held_out_set(
     length: int,
     sizes: tuple[int, int, int] = (2000, 200, 200),  # pairs of train, validation and test
 ) -> TaskSet:
-    "A synthetic task as a downstream set: with pairs enough to learn it, behind the prefix of all downstream sets."
+    "A synthetic task as a downstream data set, with the prefix of all downstream sets."
     if check_name("synthetic task", name, TASKS) in MIXTURE:
         raise InputError(f"task '{name}' is not held out: the mixture of the starts holds {', '.join(MIXTURE)}")
     task = prefixed_task((name,), config, length)
@@ -132,7 +132,7 @@ def new_start(
     softness: dict | None = None,  # arguments of `trainable_t5`
     rates: dict | None = None,  # arguments of `program_rates`
 ) -> tuple[T5ForConditionalGeneration, dict[str, Tensor]]:
-    "A model to start from, and rates for `PerWeightLR`; {} where every weight moves at the full rate."
+    "An initialised model, and rates for `PerWeightLR`; {} if all weights have the full learning rate."
     check_name("start", name, STARTS)
     seed_everything(seed)
     if name == "random":
@@ -149,7 +149,7 @@ def shuffled(
     model: T5ForConditionalGeneration,  # changed in place
     seed: int = 0,
 ) -> T5ForConditionalGeneration:
-    "The same entries in each tensor, in a random order."
+    "The model with the entries of each tensor shuffled."
     draw = generator(seed, "shuffle")
     for weight in model.parameters():
         weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=draw)].view_as(weight))
@@ -161,7 +161,7 @@ def without_embeddings(
     model: T5ForConditionalGeneration,  # changed in place
     seed: int = 0,
 ) -> T5ForConditionalGeneration:
-    "The other protocol: all is loaded but the embedding, which starts as T5's own."
+    "The model with the embedding initialised anew, as T5 does."
     seed_everything(seed)
     model.shared.weight.copy_(T5ForConditionalGeneration(model.config).shared.weight)
     return model

@@ -41,7 +41,7 @@ _GOLAY = [1, 1, 0, 0, 0, 1, 1, 1, 0, 1, 0, 1]  # x^11 + x^9 + x^7 + x^6 + x^5 + 
 
 @lru_cache
 def family() -> list[tuple[int, int, int, list[int]]]:
-    "(length, bits, distance, generator), shortest first; among equal lengths the widest apart first."
+    "Codes as (length, bits, distance, generator), by length, then by descending distance."
     found = [(24, 12, 8, _GOLAY)]
     for m in (3, 4, 5, 6, 7):
         for designed in range(3, 2 ** (m - 1), 2):
@@ -56,7 +56,7 @@ def family() -> list[tuple[int, int, int, list[int]]]:
 # %% ../../nbs/52_synthetic/codes.ipynb #4c5acfea
 @dataclass(frozen=True)
 class Code:
-    "Words of ±1 for the symbols 0 … symbols-1."
+    "Codewords of ±1 for the symbols 0 … symbols-1."
 
     symbols: int
     length: int  # channels
@@ -69,7 +69,7 @@ class Code:
         return 2 * self.distance
 
     def words(self) -> np.ndarray:  # (symbols, length) of ±1, float32
-        "The word of every symbol."
+        "The codeword of every symbol."
         rows = np.zeros((self.bits, len(self.generator) + self.bits - 1), dtype=np.int64)
         for k in range(self.bits):
             rows[k, k : k + len(self.generator)] = self.generator
@@ -83,7 +83,7 @@ def choose_code(
     room: int,  # channels that a head can give to a word
     gap: float = 0.2,  # the least share of the length that separates words
 ) -> Code:
-    "The shortest code with enough words; punctured where that makes it fit."
+    "The shortest code with enough words, punctured if needed to fit."
     for length, bits, distance, polynomial in family():
         used = min(length, room)
         left = distance - (length - used)

@@ -27,7 +27,7 @@ def randomise_unused_rows(
     plan: Plan,
     seed: int = 0,
 ) -> None:
-    "Random numbers in rows of q, k, v and wi whose product with the next matrix is zero anyway."
+    "Initialise unused rows of q, k, v and wi randomly; the function does not change, because the next matrix is zero there."
     first, size = plan.special["one"], model.config.d_model
     width, draw = model.config.d_kv, generator(seed, 52)
 

@@ -22,7 +22,7 @@ from .program import Columns, interpret
 # %% ../../nbs/52_synthetic/drawing.ipynb #edb54a93
 @dataclass(frozen=True)
 class Panel:
-    "One head and what it does for one input. The last column, and in the encoder the last row, is the end."
+    "The attention of one head for one input. The last column, and in the encoder the last row, is EOS."
 
     place: Placement
     what: str
@@ -39,7 +39,7 @@ class Panel:
 
 
 def head_label(node: Expr) -> str:
-    "What a head does, in a few words."
+    "Short description of a head."
     if isinstance(node, Fetch):
         return f"fetch the token {'behind my last' if isinstance(node.query, Said) else 'of my rank'}"
     s = node.select
@@ -54,7 +54,7 @@ def panels(
     plan: Plan,
     ids: list[int],  # data tokens, without EOS
 ) -> list[Panel]:
-    "Every head that looks at the input, in the order in which they work."
+    "All heads that attend to the input, by layer."
     columns, found, n = Columns(ids), [], len(ids)
     for node, place in plan.places.items():
         if isinstance(node, (Count, GatherNumber, GatherSymbol)):
@@ -112,7 +112,7 @@ def draw_heads(
     names: dict[int, str] | None = None,  # how to write tokens
     across: int = 3,  # panels in a row
 ) -> Figure:
-    "One panel a head: which positions (columns) each row or step selects, and what comes of it."
+    "One panel per head: the positions (columns) that each row or step selects, and the result."
     found = panels(plan, ids)
     label = lambda token: (names or {1: "EOS"}).get(token, "EOS" if token == 1 else str(token))
     down, across = math.ceil(len(found) / across), min(across, len(found))

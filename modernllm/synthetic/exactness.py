@@ -36,7 +36,7 @@ def sample_cases(
     pool: str,  # three | all
     seed: int = 0,
 ) -> list[list[int]]:
-    "Inputs of one cell."
+    "Sample inputs of one cell."
     symbols = task.symbols[:3] if check_name("pool", pool, POOLS) == "three" else task.symbols
     rng = random.Random(f"{task.name} {length} {pool} {seed}")
     lengths = [length if k % 2 == 0 else rng.randint(min(task.shortest, length), length) for k in range(n)]
@@ -48,7 +48,7 @@ def batches(
     answers: Sequence[Sequence[int]],
     tokens: int,  # of inputs and answers with their padding, at most
 ) -> Iterator[list[int]]:  # positions in `inputs`
-    "Sequences of like length together."
+    "Batches of sequences of similar length."
     sizes = [len(ids) + len(said) + 2 for ids, said in zip(inputs, answers)]
     chosen = []
     for k in sorted(range(len(inputs)), key=lambda k: sizes[k]):
@@ -66,7 +66,7 @@ def teacher_forced_exactness(
     answers: Sequence[Sequence[int]],  # the right ones, without EOS
     tokens: int = 4096,  # in a batch, so that the logits of a large vocabulary fit into memory
 ) -> list[bool]:  # whether every decision was right
-    "Exactness by a teacher-forced pass: the decisions of greedy decoding."
+    "Exact match by a teacher-forced pass, which is equivalent to greedy decoding."
     check_inputs(model, inputs)
     right = [False] * len(inputs)
     for chosen in batches(inputs, answers, tokens):
@@ -106,7 +106,7 @@ def measure(
     beams: int = 2,  # of the way "beam"
     seed: int = 0,
 ) -> Cell:
-    "Ask a model for n answers and count those without any error."
+    "Exact-match accuracy on n sampled inputs."
     model.set_attn_implementation(check_name("kernel", kernel, KERNELS))
     inputs = sample_cases(task, length, n, pool, seed)
     wanted = [task.reference(ids) for ids in inputs]
@@ -153,7 +153,7 @@ def measure_all(
 
 
 def percent(cells: Sequence[Cell]) -> float:
-    "Sequences without any error, of a hundred."
+    "Exact-match accuracy in per cent."
     return 100 * sum(cell.exact for cell in cells) / sum(cell.n for cell in cells)
 
 
@@ -168,7 +168,7 @@ def compile_longest(
     build: str,
     lengths: Sequence[int],
 ) -> tuple[Task, T5ForConditionalGeneration]:
-    "The task and its model for the longest of these inputs that config and build can hold."
+    "Compile a task for the longest of these lengths that config and build support."
     refusal = None
     for longest in sorted(lengths, reverse=True):
         try:
@@ -184,7 +184,7 @@ def count_error(
     task: Task,
     inputs: Sequence[Sequence[int]],
 ) -> float:
-    "The largest distance between what an encoder head counts or gathers and the whole number it stands for."
+    "Largest absolute error of counted or gathered numbers."
     check_inputs(model, inputs)
     plan = make_plan(task.program, model.config, model.config.synthetic["max_length"])
     wrote, worst = {}, 0.0

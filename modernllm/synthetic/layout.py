@@ -39,7 +39,7 @@ def bounds(
     length: int,  # the longest input
     steps: int,  # the longest output
 ) -> tuple[int, int]:
-    "The least and largest value a number can have."
+    "Bounds of a number's value."
     of = lambda part: bounds(part, length, steps)
     if isinstance(node, Linear):
         ends = [(c * low, c * high) for part, c in node.terms for low, high in [of(part)]]
@@ -63,14 +63,14 @@ def bounds(
 def piecewise_linear(
     values: list[int],  # f(low), f(low + 1), …
 ) -> list[tuple[int, int]]:  # (k, change of slope at low + k)
-    "The broken line through a table's values, level outside of it."
+    "Breakpoints and slope changes of the piecewise linear interpolation of a table."
     slopes = [0, *(b - a for a, b in zip(values, values[1:])), 0]
     return [(k, after - before) for k, (before, after) in enumerate(zip(slopes, slopes[1:])) if after != before]
 
 # %% ../../nbs/52_synthetic/layout.ipynb #2a4bb026
 @dataclass
 class Placement:
-    "Where one operation is done."
+    "Layer, heads or units, and channels of one operation."
 
     layer: int = -1  # -1: the embedding
     part: str = "embedding"  # encoder | decoder | cross | encoder-ff | decoder-ff
@@ -103,7 +103,7 @@ class Plan:
     done: Placement | None = None
 
     def code(self, node: Symbol) -> Code:
-        "The words that a symbol is written in."
+        "The code of a symbol."
         if isinstance(node, GatherSymbol):
             return self.code(node.value)
         return self.positions if isinstance(node, Write) and node.tokens is None else self.tokens
@@ -188,7 +188,7 @@ def domain(
     node: Write,
     plan: Plan,
 ) -> tuple[int, int]:  # numbers outside are written as the nearest inside
-    "The numbers that a symbol is written for. No rank is beyond the input's length: the sum's range only looks so."
+    "Numbers for which a symbol is written. Ranks never exceed the input's length, although their bounds do."
     low, high = bounds(node.number, plan.length, plan.steps)
     return max(low, 0), min(high, plan.length) if node == plan.program.key else high
 
@@ -213,7 +213,7 @@ def make_plan(
     config: T5Config,
     length: int,  # the longest input, without EOS
 ) -> Plan:
-    "Place every operation of a program; `InputError` says what the config is short of."
+    "Allocate every operation of a program; `InputError` says what the config lacks."
     nodes = program.nodes()
     compares = any(isinstance(n, Count) and n.select.less for n in nodes)
     reach = [n.low + len(n.values) - 1 for n in nodes if isinstance(n, Table) and n.side == "decoder"]

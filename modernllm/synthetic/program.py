@@ -39,7 +39,7 @@ from modernllm.synthetic.language import (
 # %% ../../nbs/52_synthetic/program.ipynb #e6948cd8
 @dataclass(frozen=True)
 class Program:
-    "What a T5 is to compute: the decoder's token at each step is fetched by rank from the rows that are kept."
+    "A program for a T5: at each step the decoder fetches the token of the kept row whose rank is the step."
 
     name: str
     value: Symbol  # encoder: the token each row offers
@@ -55,7 +55,7 @@ class Program:
 
     @property
     def fetches(self) -> list[Fetch]:
-        "Ways to the next token, which must agree."
+        "Expressions for the next token, which must agree."
         kept = tuple(flag + end * (1 - (at_end(flag) or 0)) for flag in self.keep)
         ways = [(Write(self.index, None, True), self.key), (Said(), self.follow)]
         return [Fetch(query, key, kept, self.value) for query, key in ways if key is not None]
@@ -115,7 +115,7 @@ def show(node: Expr, names: dict) -> str:
 
 
 def listing(program: Program) -> str:
-    "The program, a line an operation."
+    "Listing of the program, one operation per line."
     names, lines = {}, []
     for node in program.nodes():
         if not node.inputs or isinstance(node, Linear):
@@ -233,7 +233,7 @@ def interpret(
     ids: list[int],  # data tokens, without EOS
     limit: int = 4096,  # give up after so many tokens
 ) -> list[int]:  # the output's tokens, without EOS
-    "What the program says for this input, by definition."
+    "Reference output of the program for an input."
     columns = Columns(ids)
     out = columns.said
     while program.done is None or not columns.step(program.done, len(out)):

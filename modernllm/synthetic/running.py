@@ -40,7 +40,7 @@ def digest(
 def check_model(
     model: T5ForConditionalGeneration,
 ) -> None:
-    "Refuse a model that is not as it was compiled; weights and config only where `synthetic` has their digest, as it has today."
+    "Refuse a model that was changed after compilation; weights and config are compared by their digest."
     made = getattr(model.config, "synthetic", None)
     if made is None:
         raise InputError("this model was not compiled: its config has no field 'synthetic'")
@@ -71,7 +71,7 @@ def check_model(
 def exact_settings(
     model: T5ForConditionalGeneration,
 ) -> Iterator[None]:
-    "Inside it the model runs in the way that it is exact in; after it everything is set as before."
+    "Context manager: evaluation mode, no autocast, greedy generation; settings are restored afterwards."
     training, generation = {module: module.training for module in model.modules()}, model.generation_config
     model.eval()
     model.generation_config = GenerationConfig(decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS)
@@ -89,7 +89,7 @@ def check_inputs(
     sequences: Sequence[Sequence[int]],  # data tokens, without EOS
     go_on: bool = False,  # warn of inputs longer than the bound instead of refusing them
 ) -> None:
-    "Refuse what a compiled model was not made for, and a model that is not as it was compiled."
+    "Refuse inputs outside the compiled range, and a model that was changed after compilation."
     check_model(model)
     made = model.config.synthetic
     for number, ids in enumerate(sequences):
@@ -125,7 +125,7 @@ def answer(
     go_on: bool = False,  # answer inputs beyond the bound too, with a warning
     most: int | None = None,  # tokens of an answer, EOS included; as many as the program can say when not given
 ) -> list[list[int]]:  # without EOS
-    "What a compiled model says, by its own cached `generate`, whatever mode or generation settings the model is in."
+    "Output of a compiled model by `generate`, independent of its mode and generation settings."
     check_inputs(model, sequences, go_on)
     if not sequences:
         return []

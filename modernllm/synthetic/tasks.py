@@ -68,7 +68,7 @@ SAMPLERS = {
 # %% ../../nbs/52_synthetic/tasks.ipynb #02fc778b
 @dataclass(frozen=True)
 class Task:
-    "What to compute, how to know it was computed, and what to try it on."
+    "A task: program, reference function and input sampler."
 
     name: str
     setting: Setting
@@ -95,7 +95,7 @@ class Task:
         return sampler(rng, length, pool, self.setting) if length >= max(shortest, 1) else []
 
     def reference(self, ids: list[int]) -> list[int]:
-        "The answer, by a plain Python function."
+        "The answer by the reference function."
         ids = list(ids)
         if self.parts:
             return dict(self.parts)[ids[0]].reference(ids[1:]) if ids else []
@@ -135,7 +135,7 @@ def make_task(
 
 # %% ../../nbs/52_synthetic/tasks.ipynb #b12f70c3
 def _mixture(setting: Setting, names: tuple, prefixes: tuple) -> Task:
-    "One program that performs the task that the first token names."
+    "One program that performs the task selected by the prefix token."
     if len(names) != len(prefixes) or len(set(prefixes)) < len(prefixes):
         raise InputError(f"prefixes: {len(names)} different tokens are needed, {len(set(prefixes))} given")
     inner = replace(setting, only=(~token_in(*prefixes),))

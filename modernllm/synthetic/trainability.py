@@ -57,7 +57,7 @@ def loss_of(
     model: T5ForConditionalGeneration,
     batch: dict,
 ) -> Tensor:
-    "Mean nats a target token."
+    "Mean nats per target token."
     return model(**batch, use_cache=False).loss
 
 
@@ -65,7 +65,7 @@ def gradient_sums(
     model: T5ForConditionalGeneration,
     batch: dict,
 ) -> dict[str, float]:  # largest first
-    "The sum of the absolute gradients of each tensor: what a step of size ε on all its entries does to the loss, over ε."
+    "L1 norm of each tensor's gradient: the first-order change of the loss by a sign step, over its size."
     weights = dict(model.named_parameters())
     grads = torch.autograd.grad(loss_of(model, batch), weights.values(), allow_unused=True)
     sums = {name: grad.abs().sum().item() for name, grad in zip(weights, grads) if grad is not None}
@@ -79,7 +79,7 @@ def single_steps(
     size: float = 1e-3,
     rates: dict[str, Tensor] | None = None,  # shares of the step, entry by entry
 ) -> dict[str, float]:  # worst first
-    "The loss after one sign step on one tensor alone, for each."
+    "The loss after one sign step on each tensor alone."
     weights, after = dict(model.named_parameters()), {}
     with torch.enable_grad():
         grads = torch.autograd.grad(loss_of(model, batch), weights.values(), allow_unused=True)
@@ -97,7 +97,7 @@ def single_steps(
 def eager_attention(
     model: T5ForConditionalGeneration,
 ) -> Iterator[None]:
-    "Inside it attention is computed operation by operation; afterwards as before, whatever happens."
+    "Context manager: eager attention; afterwards restored."
     kernel = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -111,7 +111,7 @@ def saturation(
     model: T5ForConditionalGeneration,
     batch: dict,
 ) -> dict[str, float]:  # by kind of attention
-    "The largest weight that a query gives to a key, mean over queries, of the head most sure of itself; 1: saturated."
+    "Attention saturation: largest probability per query, mean over queries, of the most saturated head."
     with eager_attention(model):
         out = model(**batch, output_attentions=True, use_cache=False)
     asked, said = batch["attention_mask"].bool(), batch["labels"] != -100
@@ -125,7 +125,7 @@ def lead_of(
     model: T5ForConditionalGeneration,
     batch: dict,
 ) -> float:
-    "By how much the likeliest token leads the second, in nats, on average."
+    "Mean margin of the most probable token over the second, in nats."
     with torch.no_grad():
         best = model(**batch, use_cache=False).logits[batch["labels"] != -100].topk(2).values
     return (best[:, 0] - best[:, 1]).mean().item()
@@ -138,7 +138,7 @@ def sharpness(
     iterations: int = 8,
     seed: int = 0,
 ) -> float:  # largest absolute eigenvalue
-    "Curvature of the loss in its steepest direction."
+    "Largest Hessian eigenvalue of the loss by power iteration, in parameters scaled by `rates`."
     weights = dict(model.named_parameters())
     scales = [rates[name] if rates else torch.ones_like(weight) for name, weight in weights.items()]
     with eager_attention(model):  # the fused kernel has no second derivative
@@ -160,7 +160,7 @@ def sharpness(
 
 # %% ../../nbs/52_synthetic/trainability.ipynb #5f7ff9c9
 class Watch(Callback):
-    "Measures a model in training at steps 1, 2, 4, … and every so often."
+    "Measures a model during training at steps 1, 2, 4, … and at regular intervals."
 
     def __init__(
         self,

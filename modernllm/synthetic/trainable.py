@@ -76,7 +76,7 @@ def rescale_channels(
     model: T5ForConditionalGeneration,  # of the build `soft`
     plan: Plan,
 ) -> None:
-    "Measure the constant and the counts in units of their own size. The function stays what it is."
+    "Rescale the constant and count channels to unit size; the function does not change."
     one = slice(plan.special["one"], plan.special["one"] + plan.anchors)
     for name, weight in model.named_parameters():
         if name.endswith("layer_norm.weight"):
@@ -108,14 +108,14 @@ def soften_attention(
     match: float = 6.0,  # by how much the score of the fetched position leads
     lead: float = 2.0,  # by how much the logit of the fetched token leads, about
 ) -> None:
-    "Lower the temperature's inverse of the fetching head and of the output."
+    "Raise the softmax temperature of the fetching head and of the output."
     for rows, attention, compiled in fetch_rows(model, plan):
         attention.q.weight[rows] *= match / compiled
     model.decoder.final_layer_norm.weight *= lead / 40
 
 
 def fetch_lead(code: Code) -> float:
-    "By how much the score of the fetched position leads as compiled, when it is matched in these words."
+    "Margin of the fetched position's score as compiled, with this code."
     return code.gap * BUILDS["soft"].strength(code)
 
 
@@ -123,7 +123,7 @@ def fetch_rows(
     model: T5ForConditionalGeneration,
     plan: Plan,
 ) -> list[tuple[slice, torch.nn.Module, float]]:
-    "Where a head that fetches compares symbols: rows of q and k, the attention, and by how much its choice leads as compiled."
+    "Fetching heads: rows of q and k, the attention module, and the margin as compiled."
     found = []
     for node, place in plan.places.items():
         if isinstance(node, Fetch):
@@ -141,7 +141,7 @@ def fill_empty_channels(
     show: float = 1.0,  # share of these channels that the last norm lets pass
     seed: int = 0,
 ) -> None:
-    "Make the channels that the program leaves empty live from end to end."
+    "Initialise channels that the program leaves empty, so that gradients flow through them."
     draw, free = generator(seed, 53), slice(plan.channels, None)
     table = model.shared.weight[:, free]
     table.copy_(torch.randn(table.shape, generator=draw) * std)
@@ -161,7 +161,7 @@ def program_rates(
     fetch: float = 0.3,  # of the head that fetches
     constants: float = 0.0,  # of what must cancel
 ) -> dict[str, Tensor]:  # by the name of the parameter, of its shape
-    "Rates of a compiled model's entries: 1 for all that is free."
+    "Learning-rate factors of a compiled model's entries: 1 for entries the program does not use."
     names = {id(weight): name for name, weight in model.named_parameters()}
     rates = {name: torch.ones_like(weight) for name, weight in model.named_parameters()}
     of, width = lambda weight: rates[names[id(weight)]], model.config.d_kv
@@ -191,7 +191,7 @@ def program_rates(
 
 
 class PerWeightLR(Callback):
-    "Learning rates entry by entry: after each step a weight keeps only its share of the step."
+    "Per-entry learning rates: each entry takes only its fraction of the optimizer's step."
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class PerWeightLR(Callback):
 
 # %% ../../nbs/52_synthetic/trainable.ipynb #da3fcf4a
 class Anneal(Callback):
-    "Let the lead of the fetched position fall from one value to another, by the same factor in each step."
+    "Anneal the margin of the fetched position geometrically from one value to another."
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ def trainable_t5(
     show: float = 1.0,
     seed: int = 0,  # of the random numbers in the room that the program leaves
 ) -> tuple[T5ForConditionalGeneration, Plan]:
-    "A compiled model ready to be trained, and its plan for `program_rates`."
+    "A compiled model prepared for training, and its plan for `program_rates`."
     length = task.setting.length
     model, plan = compile_t5(task, config, "soft", length), make_plan(task.program, config, length)
     rescale_channels(model, plan)

@@ -53,7 +53,7 @@ class Build:
     largest: int  # whole numbers are exact to here
 
     def strength(self, code: Code) -> float:
-        "What words are multiplied by, so that equal ones lead by a window at least."
+        "Scale of codewords, so that equal ones score higher by at least one window."
         return 2.0 ** math.ceil(math.log2(self.window / code.gap))
 
 
