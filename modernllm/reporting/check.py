@@ -18,8 +18,9 @@ from ..core.config import InputError, did_you_mean, settings
 from ..core.plan import load_plan, studies
 from ..core.provenance import notebook_hash, source_hash
 from . import variables
-from .render import DOCUMENTS, SHORTCODE, line_of, pandoc, sources, stage, staged_text
+from .render import pandoc
 from .results import published
+from .staging import DOCUMENTS, SHORTCODE, line_of, sources, stage, staged_text
 
 # %% ../../nbs/60_reporting/check.ipynb #2e021749
 TYPED = re.compile(r"(?<![\w.,])(?<!\w-)\d[\d_]*(?:[.,]\d+)+(?:e[-+]?\d+)?|(?<![\w.])\d+e[-+]?\d+\b|±\s*\d+")

@@ -1,6 +1,7 @@
 """A small project with one study, its records and a report of a few lines in the real templates."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -111,7 +112,7 @@ def report(project, root):
     (study / "run.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     real, folder = root / "report", project / "report"
     (folder / "sections").mkdir(parents=True)
-    for name in ("_extensions", "fallback"):
+    for name in ("_extensions", "builtin"):
         shutil.copytree(real / name, folder / name)
     for name in ("_quarto.yml", "acl.csl", "references.bib", "slides.css", "tables.lua"):
         shutil.copy(real / name, folder / name)
@@ -135,6 +136,32 @@ def smoke(report):
 
 @pytest.fixture
 def no_quarto(monkeypatch):
-    "The fallback, whatever is installed."
+    "No Quarto, whatever is installed."
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name, *rest: None if name == "quarto" else which(name, *rest))
+
+
+QUARTO = """#!/bin/sh
+[ "$1" = --version ] && echo {version} && exit
+echo "$@" >> called
+env > environment
+cat {output} >&2
+eval "out=\\${{$#}}"
+[ {status} = 0 ] && echo made by quarto > "$out"
+exit {status}
+"""
+
+
+@pytest.fixture
+def quarto(tmp_path, monkeypatch):
+    "Put a program on PATH that notes how it was called, says what Quarto would, and makes a file or fails."
+    tool, said = tmp_path / "bin/quarto", tmp_path / "quarto-output"
+
+    def install(output="", status=0, version="1.10.18"):
+        tool.parent.mkdir(exist_ok=True)
+        said.write_text(output)
+        tool.write_text(QUARTO.format(output=said, status=status, version=version))
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+
+    return install

@@ -1,17 +1,16 @@
 import os
 import re
 import shutil
-import stat
 import subprocess
 
 import pandas as pd
 import pytest
 import yaml
 
-from modernllm.cli.report import made_from
 from modernllm.core.config import InputError, RunFailed
-from modernllm.reporting.render import fill, pandoc, render, sources, stage, staged_text
+from modernllm.reporting.render import pandoc, render
 from modernllm.reporting.results import example_records
+from modernllm.reporting.staging import fill, sources, stage, staged_text
 from modernllm.reporting.tables import save
 
 
@@ -78,6 +77,7 @@ def test_paper_is_complete_and_the_same_each_time(smoke, project, no_quarto):
     (path,) = render("paper", "smoke")
     assert path == project / "report/build/smoke/paper.pdf"
     first = path.read_bytes()
+    path.unlink()
     assert first.startswith(b"%PDF") and render("paper", "smoke")[0].read_bytes() == first
     text = " ".join(pdf_text(path).split())
     for part in ("A title", "A. Author", "A place", "It reached 4.307 ± 0.013", "1 Methods", "Equation 1", "Knuth (1984)",
@@ -100,7 +100,7 @@ def test_slides_hold_no_outside_links(smoke, no_quarto):
 def test_missing_results_are_said_and_shown(report, no_quarto, monkeypatch):
     said = []
     (path,) = render("paper", "cpu", progress=said.append)
-    assert len(said) == 1
+    assert len(said) == 2 and said[1].startswith("paper: made with builtin: pypandoc_binary ")
     for name in ("table example-test", "figure example-loss", "variable example.small.test_loss"):
         assert name in said[0]
     text = " ".join(pdf_text(path).split())
@@ -142,33 +142,143 @@ def test_a_broken_figure_is_one_line(smoke, project, no_quarto):
     assert "\n" not in str(error.value)
 
 
-def test_quarto_gets_the_same_folder_when_it_is_there(smoke, project, tmp_path, monkeypatch):
-    tool = tmp_path / "bin/quarto"
-    tool.parent.mkdir()
-    tool.write_text('#!/bin/sh\necho "$@" > called\ncat _variables.yml > /dev/null && test "$SOURCE_DATE_EPOCH" = 0 || exit 1\n'
-                    'eval "out=\\${$#}"\necho made by quarto > "$out"\n')
-    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
-    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+PROGRESS = """pandoc
+  to: typst
+  template: acl.typ
+
+[typst]: Compiling paper.typ to paper.pdf..."""
+
+
+def test_quarto_gets_the_same_folder_when_it_is_there(smoke, quarto):
+    quarto(PROGRESS + "DONE\n\nOutput created: paper.pdf\n")
     (path,) = render("paper", "smoke")
-    assert path.read_text() == "made by quarto\n"
-    assert (path.parent / "paper-source/called").read_text() == "render paper.qmd --to acl-typst --output paper.pdf\n"
+    folder = path.parent / "paper-source"
+    assert path.read_text() == "made by quarto\n" and (folder / "_variables.yml").is_file()
+    assert (folder / "called").read_text() == "render paper.qmd --to acl-typst --output paper.pdf\n"
+    environment = (folder / "environment").read_text().splitlines()
+    assert "SOURCE_DATE_EPOCH=0" in environment and "TYPST_IGNORE_SYSTEM_FONTS=true" in environment
+    html, pdf = render("slides", "smoke")
+    assert (path.parent / "slides-source/called").read_text().splitlines() == [
+        "render slides.qmd --to revealjs --output slides.html", "render slides.qmd --to deck-typst --output slides.pdf"]
     with (smoke / "paper.qmd").open("a") as file:
         file.write("\n{{< vra x >}}\n")
     with pytest.raises(InputError, match="unknown shortcode"):
         render("paper", "smoke")
 
 
-def test_a_failing_quarto_is_one_line(smoke, tmp_path, monkeypatch):
-    tool = tmp_path / "bin/quarto"
-    tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\necho one >&2\necho two >&2\nexit 1\n")
-    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
-    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(RunFailed, match="paper: quarto: one two"):
+@pytest.mark.parametrize("output, message", [
+    (PROGRESS + "\n\x1b[31mERROR: error: label `<fig-a>` does not exist\x1b[39m\n   ┌─ paper.typ:8:2\nERROR: Typst compilation "
+     "failed\n\nStack trace:\n    at file:///opt/quarto/bin/quarto.js:1:2\n    at eventLoop\n\nOutput removed.\n",
+     "paper: quarto: ERROR: error: label `<fig-a>` does not exist ┌─ paper.typ:8:2 ERROR: Typst compilation failed"),
+    ("ERROR: Validation of YAML front matter failed.\nStack trace:\n  at a\n  at b\n  at c\n",
+     "paper: quarto: ERROR: Validation of YAML front matter failed."),
+    ("one\ntwo\nthree\nfour\n", "paper: quarto: two three four"),
+    ("", "paper: quarto: exit status 1"),
+])
+def test_a_failing_quarto_is_one_line_that_says_why(smoke, project, quarto, output, message):
+    quarto(output, status=1)
+    with pytest.raises(RunFailed) as error:
         render("paper", "smoke")
+    assert str(error.value) == message and not (project / "report/build/smoke/paper.pdf").exists()
 
 
-def test_constructs_of_the_fallback(smoke, no_quarto):
+@pytest.mark.parametrize("line", [
+    "WARNING (/opt/quarto/share/filters/main.lua:25471) Unable to resolve crossref @fig-none",
+    "[WARNING] Citeproc: citation nobody2020 not found",
+    "[WARNING] Could not fetch resource figures/other.png",
+])
+def test_what_quarto_does_not_find_is_a_failure(smoke, project, quarto, line):
+    quarto(PROGRESS + f"DONE\n\n{line}\n")
+    with pytest.raises(RunFailed) as error:
+        render("paper", "smoke")
+    assert str(error.value) == f"paper: quarto: {line}" and not (project / "report/build/smoke/paper.pdf").exists()
+
+
+def test_warnings_of_quarto_are_shown(smoke, quarto):
+    quarto(PROGRESS + "DONE\n\n\x1b[33mWARN: The font is old\x1b[39m\nOutput created: paper.pdf\n")
+    said = []
+    render("paper", "smoke", progress=said.append)
+    assert said == ["paper.pdf: WARN: The font is old", "paper: made with quarto 1.10.18"]
+
+
+def test_another_renderer_makes_the_document_again(smoke, quarto, monkeypatch):
+    def build(renderer=None):
+        said = []
+        (path,) = render("paper", "smoke", renderer, progress=said.append)
+        return said[-1].split(" (")[0].split(" with ")[0], path.read_bytes()[:4]
+
+    monkeypatch.setenv("PATH", os.path.dirname(shutil.which("sh")))
+    assert build() == ("paper: made", b"%PDF") and build() == ("paper: up to date", b"%PDF")
+    quarto()
+    assert build() == ("paper: made", b"made") and build("quarto") == ("paper: up to date", b"made")
+    quarto(version="1.11.1")
+    assert build() == ("paper: made", b"made")
+    assert build("builtin") == ("paper: made", b"%PDF") and build("builtin") == ("paper: up to date", b"%PDF")
+
+
+def test_a_renderer_that_is_not_there(smoke, no_quarto):
+    with pytest.raises(InputError, match=r"renderer 'quarto': there is no quarto on PATH \(allowed without it: builtin\)"):
+        render("paper", "smoke", "quarto")
+    with pytest.raises(InputError, match="unknown renderer 'bultin'; did you mean 'builtin'"):
+        render("paper", "smoke", "bultin")
+
+
+def test_what_a_document_is_made_from(smoke, quarto):
+    quarto()
+
+    def build():
+        said = []
+        render("paper", "smoke", progress=said.append)
+        return said[-1].split(" with ")[0].split(" (")[0]
+
+    made, kept = "paper: made", "paper: up to date"
+    assert build() == made and build() == kept
+    (smoke / ".quarto").mkdir()  # what Quarto leaves where it was called by hand
+    (smoke / ".quarto/index").write_text("x")
+    (smoke / ".gitignore").write_text("/.quarto/")
+    (smoke / "README.md").write_text("how")
+    assert build() == kept
+    save(pd.DataFrame([{"model": "a", "loss": "1"}]), "example-own", "A table.", example_records())
+    assert build() == made
+    plan = smoke.parent / "nbs/studies/example/plan.yaml"  # holds the question, which is a variable
+    plan.write_text(plan.read_text().replace("Which is better?", "Which is best?"))
+    assert build() == made
+    (smoke / "tables.lua").write_text("-- none")
+    assert build() == made
+    (smoke.parent / "report/build/smoke/paper.pdf").unlink()
+    assert build() == made and build() == kept
+
+
+def test_numbers_of_tables_are_the_same_in_both_slides(smoke, no_quarto):
+    table = "| a | b |\n|:--|:--|\n| c | d |\n"
+    with (smoke / "slides.qmd").open("a") as file:
+        file.write(f"\n## Bare\n\n{table}\n## Last\n\n{table}\n: Last. {{#tbl-last}}\n\nSee @tbl-last.\n")
+    html, pdf = render("slides", "smoke")
+    text = re.sub(r"<[^>]+>", "", html.read_text(encoding="utf-8")).replace("\u00a0", " ").replace("&nbsp;", " ")
+    assert "Table 2: Last." in text and "See Table 2." in text
+    shown = " ".join(pdf_text(pdf).split())
+    assert "Table 2: Last." in shown and "See Table 2." in shown
+
+
+@pytest.mark.parametrize("extension", ["acl", "deck"])
+def test_the_templates_undo_blocks_that_quarto_fills(root, extension):
+    import typst
+
+    template = (root / f"report/_extensions/{extension}/typst-template.typ").read_text(encoding="utf-8")
+    page = f"{template}\n#show: {extension}.with(title: [T])\n\n```\na block\n```\n"
+    filled = "#show raw.where(block: true): set block(fill: luma(230), width: 100%, inset: 8pt, radius: 2pt)\n"
+    plain, under_quarto = (typst.compile(text.encode(), format="svg", ignore_system_fonts=True) for text in (page, filled + page))
+    assert plain == under_quarto
+
+
+def test_settings_of_quarto_that_give_the_same_pages(root):
+    settings = yaml.safe_load((root / "report/_quarto.yml").read_text())
+    assert settings["tbl-cap-location"] == "bottom" and settings["syntax-highlighting"] == "none"
+    css = (root / "report/slides.css").read_text()
+    assert ".reveal .slides section.smaller { font-size: 1em; }" in css
+
+
+def test_constructs_of_the_builtin_renderer(smoke, no_quarto):
     (smoke / "sections/example.qmd").write_text("""
 ::: {.callout-note title="Careful"}
 A note.
@@ -217,10 +327,3 @@ def test_pandoc_that_fails_is_one_line(tmp_path):
 def test_filled_text_has_no_shortcode(smoke):
     folder, _ = stage("slides", "smoke")
     assert "{{<" not in staged_text("slides", folder)
-
-
-def test_a_changed_table_of_a_study_is_noticed(smoke):
-    before = made_from("smoke")
-    assert made_from("smoke") == before
-    save(pd.DataFrame([{"model": "a", "loss": "1"}]), "example-own", "A table.", example_records())
-    assert made_from("smoke") != before

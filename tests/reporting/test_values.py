@@ -12,8 +12,9 @@ from modernllm.core.records import Record, publish
 from modernllm.reporting import readme
 from modernllm.reporting.figures import boxed_signs, drawn, loss_curves, save
 from modernllm.reporting.glyphs import glyph_warning, missing_glyphs
-from modernllm.reporting.render import fill, render, stage, staged_text, study_tables
+from modernllm.reporting.render import render
 from modernllm.reporting.results import conclude, example_records, rows, summarise, write
+from modernllm.reporting.staging import fill, stage, staged_text, study_tables
 from modernllm.reporting.tables import metrics_table, settings_table, terminal
 from modernllm.reporting.variables import collect
 
@@ -105,17 +106,18 @@ def test_characters_without_a_glyph():
 def test_the_build_says_what_is_shown_as_boxes(smoke, no_quarto):
     said = []
     render("paper", "smoke", progress=said.append)
-    assert said == []
+    assert said[:-1] == []
     for record in example_records():
         publish(changed(record, params={"language": "한국어"}))
     (smoke / "sections/example.qmd").write_text("{{< var example.small.params.language >}}\n\n"
                                                 "{{< include /_tables/example-settings.md >}}\n")
+    said.clear()
     render("paper", "smoke", progress=said.append)
-    assert said == ["paper.pdf: no font has 한 (U+D55C) 국 (U+AD6D) 어 (U+C5B4): shown as boxes; "
+    assert said[:-1] == ["paper.pdf: no font has 한 (U+D55C) 국 (U+AD6D) 어 (U+C5B4): shown as boxes; "
                     "in _tables/example-settings.md, variable example.small.params.language"]
     said.clear()
     render("slides", "smoke", progress=said.append)
-    assert said == []
+    assert said[:-1] == []
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
@@ -128,4 +130,4 @@ def test_a_figure_says_what_it_shows_as_boxes(smoke, no_quarto):
     assert boxed_signs(save(loss_curves(example_records()), "example-other", "smoke")) == ""
     said = []
     render("paper", "smoke", progress=said.append)
-    assert said == ["paper: figures/example-loss.svg: the font has no 漢: shown as boxes"]
+    assert said[:-1] == ["paper: figures/example-loss.svg: the font has no 漢: shown as boxes"]

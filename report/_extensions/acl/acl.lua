@@ -1,4 +1,4 @@
--- For Quarto and for the fallback alike: what the ACL page needs beyond plain pandoc.
+-- For Quarto and for the built-in renderer alike: what the ACL page needs beyond plain pandoc.
 -- `.wide` lets a float span both columns, `.here` keeps it in the text; the reference list gets hanging indents.
 
 local function wrap(div, open, close)
@@ -22,7 +22,7 @@ function Div(div)
   end
 end
 
--- The list of references exists only after citeproc; Quarto and the fallback both run this filter before it,
+-- The list of references exists only after citeproc; Quarto and the built-in renderer both run this filter before it,
 -- so the list's look is set at the place where it will stand.
 function Pandoc(doc)
   if not FORMAT:match("typst") then return nil end

@@ -1,4 +1,4 @@
--- For Quarto and for the fallback alike: columns side by side, small print, and no speaker notes on the page.
+-- For Quarto and for the built-in renderer alike: columns side by side, small print, and no speaker notes on the page.
 
 local function columns(div)
   local widths, blocks = {}, pandoc.List({})

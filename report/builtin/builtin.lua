@@ -41,9 +41,15 @@ local function caption_prefix(element, kind)
   return element
 end
 
+-- What has no label gets no number: as in the HTML, and in Quarto's typst, whose floats are of a kind of their own.
+local function unnumbered(element)
+  if not is_typst then return nil end
+  return {pandoc.RawBlock("typst", "#[\n#set figure(numbering: none)"), element, pandoc.RawBlock("typst", "]")}
+end
+
 local function float(element)
   local kind = kind_of(element.identifier or "")
-  if not NAMES[kind] then return nil end
+  if not NAMES[kind] then return unnumbered(element) end
   count(element.identifier)
   if is_html then return caption_prefix(element, kind) end
 end
