@@ -168,12 +168,15 @@ def render(
     if gone:
         progress(f"{what}: missing in profile {profile}: {', '.join(gone)}")
     outputs = {settings().build(profile) / name: extension for name, extension in FORMATS[what].items()}
-    key = json_sha256([tool, source_hash(["modernllm.reporting.render"]), path_sha256(folder)])
     stamp = settings().build(profile) / f".{what}.made"
-    if stamp.exists() and stamp.read_text() == key and all(output.exists() for output in outputs):
+    made_from = [tool, source_hash(["modernllm.reporting.render"]), path_sha256(folder)]
+
+    def key():
+        return json_sha256([made_from, [path_sha256(output) for output in outputs if output.exists()]])
+
+    if stamp.exists() and stamp.read_text() == key():
         progress(f"{what}: up to date ({tool})")
         return list(outputs)
-    stamp.unlink(missing_ok=True)
     texts = sources(folder, DOCUMENTS[what])
     for figure in sorted((folder / "figures").glob("*.svg")):
         if f"figures/{figure.name}" in "\n".join(texts.values()) and (missing := boxed_signs(figure)):
@@ -184,7 +187,7 @@ def render(
         typeset = folder / f"{extension}.typ"  # left by `builtin`, which looks at no font of the system
         if typeset.is_file() and (line := glyph_warning(typeset.read_text(encoding="utf-8"), _parts(folder, texts))):
             progress(f"{output.name}: {line}")
-    atomic_write(stamp, key)
+    atomic_write(stamp, key())
     progress(f"{what}: made with {tool}")
     return list(outputs)
 

@@ -196,9 +196,10 @@ def _stage_missing(what, profile, folder):
         if not (folder / "figures" / f"{name}.svg").is_file():
             atomic_write(folder / "figures" / f"{name}.svg", MISSING_FIGURE.format(name=name))
             gone.append(f"figure {name}")
-    flat = variables.flatten(variables.collect(profile))
+    values = variables.collect(profile)
+    flat = variables.flatten(values)
     names = [name for name in asked(sources(folder, document)) if name not in flat and variables.promised(name, profile)]
-    variables.write(profile, folder, tuple(names))
+    variables.write(values, folder, names)
     return gone + [f"variable {name}" for name in names]
 
 

@@ -8,10 +8,11 @@ __all__ = ['RESERVED', 'MISSING', 'key', 'notice', 'data_read', 'of_variant', 'o
 
 # %% ../../nbs/60_reporting/variables.ipynb #f07f91d0
 import re
+from pathlib import Path
 
 import yaml
 
-from ..core.config import InputError, atomic_write, did_you_mean, settings
+from ..core.config import InputError, atomic_write, did_you_mean
 from ..core.expand import expand, variants
 from ..core.plan import load_plan, studies
 from ..core.records import Record
@@ -167,12 +168,11 @@ MISSING = "[missing]"
 
 
 def write(
-    profile: str,
-    folder=None,  # default: the profile's build folder
-    missing_names: tuple[str, ...] = (),
-):  # the path of _variables.yml
+    values: dict,  # from `collect`; gets what is missing
+    folder: Path,
+    missing_names: list[str],
+) -> Path:
     "Write `_variables.yml`."
-    values = collect(profile)
     for name in missing_names:
         *levels, last = name.split(".")
         place = values
@@ -180,4 +180,4 @@ def write(
             place = place.setdefault(level, {})
         place[last] = MISSING
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return atomic_write((folder or settings().build(profile)) / "_variables.yml", text)
+    return atomic_write(folder / "_variables.yml", text)

@@ -245,7 +245,10 @@ def test_what_a_document_is_made_from(smoke, quarto):
     assert build() == made
     (smoke / "tables.lua").write_text("-- none")
     assert build() == made
-    (smoke.parent / "report/build/smoke/paper.pdf").unlink()
+    document = smoke / "build/smoke/paper.pdf"
+    document.unlink()
+    assert build() == made and build() == kept
+    document.write_text("an older one, from a checkout")
     assert build() == made and build() == kept
 
 

@@ -59,7 +59,7 @@ def test_notice_by_data():
 
 
 def test_written_for_quarto(smoke, tmp_path):
-    path = write("smoke", tmp_path, ("example.large.test_loss",))
+    path = write(collect("smoke"), tmp_path, ["example.large.test_loss"])
     values = yaml.safe_load(path.read_text())
     assert values["example"]["large"]["test_loss"] == MISSING and values["example"]["small"]["test_loss"].startswith("4.3")
 
