@@ -36,11 +36,12 @@ def build(what, profile, renderer):
     from modernllm.reporting import tables
     from modernllm.reporting.check import refuse_typed, stale
     from modernllm.reporting.render import choose, render
+    from modernllm.reporting.results import states
     choose(renderer)
     names = ["paper", "slides"] if what == "all" else [what]
     refuse_typed(names)
     batch.run_studies(None, profile, summaries_only=True, say=lambda line: None)
-    for line in stale(profile):
+    for line in stale(profile, states(profile)):
         click.echo(f"stale: {line}", err=True)
     for name in names:
         for file in render(name, profile, renderer):

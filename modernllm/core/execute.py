@@ -17,10 +17,11 @@ from pathlib import Path
 
 from .config import PROFILES, InputError, RunFailed, atomic_write, check_name, settings
 from .plan import load_plan
+from .equivalence import load_equivalences
 from .provenance import file_sha256
-from .records import load_record, publish
+from .records import load_record, publish, record_path, write_record
 from .selection import selection_path, write_selection
-from .staleness import changes, code_of, data_hints, read_ran, resolve, write_ran
+from .staleness import BASELINE, code_of, data_hints, has_artifact, located, resolve, verdict, write_ran
 
 # %% ../../nbs/00_core/execute.ipynb #3eecf928
 GRACE = 60
@@ -110,12 +111,19 @@ def read_state(
 
 # %% ../../nbs/00_core/execute.ipynb #29a41965
 def republish(
-    path: Path,  # metrics.json of a run that is up to date
+    folder: Path,  # of a run that is up to date
 ):
     "Publish a record again that has been removed from the published ones."
-    record = load_record(path)
-    if not record.path.exists():
-        publish(record)
+    profile, study, variant, seed = folder.parts[-4:]
+    if not record_path(profile, study, variant, int(seed[1:])).exists():
+        publish(load_record(folder / "metrics.json"))
+
+
+def _lacks_artifact(spec: dict) -> bool:
+    "Whether a run behind this one needs an artifact that is not on this machine."
+    nodes = read_state(settings().runs / spec["profile"] / "graph.json").get("runs", {})
+    needed = nodes.get(f"{spec['study']}/{spec['variant']}/s{spec['seed']}", {}).get("needed", [])
+    return not all(has_artifact(spec["profile"], {**spec, "artifact": name}) for name in needed)
 
 
 def execute_run(
@@ -128,12 +136,14 @@ def execute_run(
         raise InputError(f"{folder}: has no spec.json; `modernllm study run` prepares run folders") from None
     notebook = settings().studies / spec["study"] / "run.ipynb"
     selection = selection_path(spec["profile"], spec["study"])
-    asked = resolve(spec, json.loads(selection.read_text(encoding="utf-8")) if spec["pick"] else None)
-    code, hints, ran = code_of(notebook), data_hints(spec["data"]), read_ran(folder)
+    chosen = lambda: json.loads(selection.read_text(encoding="utf-8"))  # noqa: E731
+    asked, code, hints = resolve(spec, chosen() if spec["pick"] else None), code_of(notebook), data_hints(spec["data"])
     record = folder / "metrics.json"
-    if ran and not changes(asked, code, hints, ran):
-        republish(record)
+    if not _lacks_artifact(spec) and not verdict(spec, chosen, code, load_equivalences()).stale:
+        republish(folder)
         return "kept"
+    if spec["kill"]:
+        write_record(load_record(located(spec["profile"], spec["kill"]["baseline"])), folder / BASELINE)
     before = record.stat().st_mtime_ns if record.exists() else None
     given = {name: asked[name] for name in ("study", "variant", "seed", "profile", "inputs")}
     parameters = {**given, "run_dir": str(folder), **asked["params"]}

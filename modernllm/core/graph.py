@@ -7,18 +7,20 @@ __all__ = ['collect', 'Row', 'status', 'budget', 'prepare', 'prepare_summaries']
 
 # %% ../../nbs/00_core/graph.ipynb #be2f2e91
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from .config import PROFILES, InputError, RunFailed, atomic_write, check_name, settings
+from .equivalence import load_equivalences
 from .execute import read_state, republish, summary_asked, summary_made
 from .expand import RunSpec, estimate, expand, selected_among, variants
 from .plan import Plan, load_plan
 from .plan import studies as all_studies
-from .records import load_record, load_records, record_path
+from .records import load_records
 from .selection import select_variants, selection_path
-from .staleness import changes, code_of, data_hints, read_ran, resolve, spec_content
+from .staleness import code_of, has_artifact, spec_content, verdict
 
 # %% ../../nbs/00_core/graph.ipynb #6b2d055c
 def _edges(
@@ -78,8 +80,8 @@ class Row:
     study: str
     variant: str
     seed: int
-    state: str  # up to date, new, changed parameter, changed code, changed data or changed input
-    why: str  # which parameter, module, data set or input; "" when up to date
+    state: str  # of `Verdict`; or artifact needed: there is a record, and another run needs what this one made
+    why: str
 
     @property
     def name(self) -> str:
@@ -90,21 +92,9 @@ class Row:
         return self.state != "up to date"
 
     def __str__(self):
+        if self.state == "differs":
+            return f"{self.name}: differs: {self.why}"
         return f"{self.name}: {self.state}{f' ({self.why})' if self.why else ''}"
-
-
-def _published(run: RunSpec, spec: dict) -> str:
-    "What a record of a run that has not run here says: a fresh clone holds the records and not the runs."
-    try:
-        record = load_record(record_path(run.profile, run.study, run.variant, run.seed))
-    except InputError:
-        return ""
-    same = {
-        "parameters": bool(run.pick) or record.params == spec["params"],
-        "code": all(getattr(record.provenance, name) == spec[name] for name in ("source_hash", "notebook_hash")),
-    }
-    other = " and ".join(name for name in same if not same[name])
-    return f"not here; its record was made with {f'other {other}' if other else 'the same parameters and code'}"
 
 
 class _States:
@@ -113,34 +103,32 @@ class _States:
     def __init__(self, plans: dict[str, Plan], edges: dict[str, list[str]]):
         self.plans, self.edges = plans, edges
         self.code, self.selections, self.rows, self.specs = {}, {}, {}, {}
+        self.needed, self.equivalences = {}, load_equivalences()
 
     def look(self, run: RunSpec) -> Row:
         if run.study not in self.code:
             self.code[run.study] = code_of(settings().studies / run.study / "run.ipynb")
         self.specs[run.name] = spec_content(run, self.code[run.study])
-        state, why = self._state(run, self.specs[run.name])
-        last = read_state(run.folder / "run.state.json")
-        if state != "up to date" and last.get("state") == "failed":
+        waits = [name for name in self.edges[run.name] if self.rows[name].stale]
+        selection = partial(self._selection, run.study, run.profile)
+        found = verdict(self.specs[run.name], selection, self.code[run.study], self.equivalences, waits)
+        why, last = found.why, read_state(run.folder / "run.state.json")
+        if found.stale and last.get("state") == "failed":
             why = f"{why}; last try failed: {last['message']}".removeprefix("; ")
-        row = self.rows[run.name] = Row(run.study, run.variant, run.seed, state, why)
+        row = self.rows[run.name] = Row(run.study, run.variant, run.seed, found.state, why)
         return row
 
-    def _state(self, run: RunSpec, spec: dict) -> tuple[str, str]:
-        ran = read_ran(run.folder)
-        if ran is None:
-            return "new", _published(run, spec)
-        waits = [name for name in self.edges[run.name] if self.rows[name].stale]
-        if waits:
-            return "changed input", f"waits for {waits[0]}{f' and {len(waits) - 1} more' if waits[1:] else ''}"
-        try:
-            now = resolve(spec, self._selection(run.study, run.profile) if run.pick else None)
-        except (InputError, RunFailed) as error:
-            return "changed input", str(error)
-        found = changes(now, self.code[run.study], data_hints(run.data), ran)
-        if not found:
-            return "up to date", ""
-        kind = found[0][0]
-        return kind, "; ".join(which if what == kind else f"{what}: {which}" for what, which in found)
+    def need_artifacts(self, runs: dict[str, RunSpec]):
+        "After all were looked at: what a run that must run starts from must be here, not only its record."
+        for run in reversed(runs.values()):
+            needed, row = self.needed.get(run.name), self.rows[run.name]
+            if needed and not row.stale:
+                why = ", ".join(f"'{artifact}' for {other}" for artifact, other in needed.items())
+                self.rows[run.name] = row = replace(row, state="artifact needed", why=why)
+            for edge in run.inputs.values() if row.stale else []:
+                if not has_artifact(run.profile, edge):
+                    name = "{study}/{variant}/s{seed}".format(**edge)
+                    self.needed.setdefault(name, {})[edge["artifact"]] = run.name
 
     def _selection(self, study: str, profile: str) -> dict:
         if study not in self.selections:
@@ -148,15 +136,27 @@ class _States:
         return self.selections[study]
 
     def selected(self, study: str, profile: str) -> bool:
-        "Whether selection.json says what the rule says now."
-        among = selected_among(self.plans[study], profile)
+        "Whether selection.json says what the rule says now, or is missing, as in a fresh clone, and no pick must run."
+        plan, path = self.plans[study], selection_path(profile, study)
+        among, picks = selected_among(plan, profile), [name for name, variant in plan.variants.items() if variant.pick]
+        picks = [row for row in self.rows.values() if row.study == study and row.variant in picks]
+        if picks and not path.exists() and not any(row.stale for row in picks):
+            return True
         if any(row.stale for row in self.rows.values() if row.study == study and row.variant in among):
             return False
         try:
-            written = json.loads(selection_path(profile, study).read_text(encoding="utf-8"))
+            written = json.loads(path.read_text(encoding="utf-8"))
             return written == self._selection(study, profile)
         except (OSError, ValueError, RunFailed):  # InputError is a ValueError
             return False
+
+
+def _looked_at(runs: dict[str, RunSpec], edges: dict[str, list[str]], plans: dict[str, Plan]) -> _States:
+    states = _States(plans, edges)
+    for run in runs.values():
+        states.look(run)
+    states.need_artifacts(runs)
+    return states
 
 
 def status(
@@ -165,8 +165,8 @@ def status(
 ) -> list[Row]:  # in the order in which they can run
     "What would run, and why. Writes nothing."
     runs, edges, plans = collect(studies, profile)
-    states = _States(plans, edges)
-    return [states.look(run) for run in runs.values()]
+    states = _looked_at(runs, edges, plans)
+    return list(states.rows.values())
 
 
 def budget(
@@ -216,19 +216,23 @@ def prepare(
 ) -> tuple[list[Row], list[str], list[str]]:  # the runs; studies whose selection, and whose summary, is stale
     "Write what the runs are asked into their folders, and the graph for Snakemake."
     runs, edges, plans = collect(studies, profile)
-    states, base = _States(plans, edges), settings().runs / profile
+    states, base = _looked_at(runs, edges, plans), settings().runs / profile
     graph = {"runs": {}, "selections": {}, "summaries": {}}
     done = {name: f"{name}/.run.done" for name in runs}
+    selected = {study: states.selected(study, profile) for study, plan in plans.items() if plan.select}
     for name, run in runs.items():
-        row = states.look(run)
+        row = states.rows[name]
+        if run.pick:  # Snakemake goes by times: what is in front of a run must not be marked after it
+            _mark(base / run.study, "select", selected[run.study])
         if not row.stale:
-            republish(run.folder / "metrics.json")
+            republish(run.folder)
         _write_if_changed(run.folder / "spec.json", states.specs[name])
         _mark(run.folder, "run", not row.stale)
         selection = [f"{run.study}/.select.done"] if run.pick else []
         inputs = [done[other] for other in edges[name]] + selection
-        graph["runs"][name] = {"inputs": inputs, "threads": run.threads, "gpus": run.gpus}
-    open_selections, open_summaries = [], []
+        needed = sorted(states.needed.get(name, {}))
+        graph["runs"][name] = {"inputs": inputs, "threads": run.threads, "gpus": run.gpus, "needed": needed}
+    open_summaries = []
     for study in studies or plans:
         mine = [name for name, run in runs.items() if run.study == study]
         waits = any(states.rows[name].stale for name in mine)
@@ -236,13 +240,11 @@ def prepare(
         _mark(base / study, "summary", fresh)
         graph["summaries"][study] = [done[name] for name in mine]
         open_summaries += [] if fresh else [study]
-    for study, plan in plans.items():
-        if plan.select:
-            fresh = states.selected(study, profile)
-            _mark(base / study, "select", fresh)
-            among = selected_among(plan, profile)
-            graph["selections"][study] = [done[name] for name, run in runs.items() if run.study == study and run.variant in among]
-            open_selections += [] if fresh else [study]
+    for study, fresh in selected.items():
+        _mark(base / study, "select", fresh)
+        among = selected_among(plans[study], profile)
+        graph["selections"][study] = [done[name] for name, run in runs.items() if run.study == study and run.variant in among]
+    open_selections = [study for study, fresh in selected.items() if not fresh]
     _write_if_changed(base / "graph.json", graph)
     return list(states.rows.values()), open_selections, open_summaries
 

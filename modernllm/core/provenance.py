@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .config import InputError
-from .notebooks import code_in, files_beside, notebook_code, python_of, run_texts
+from .notebooks import code_in, files_beside, notebook_code, parse, python_of, run_texts
 
 PACKAGE = Path(importlib.util.find_spec("modernllm").origin).resolve().parent
 
@@ -87,7 +87,7 @@ def code_sha256(
     text: str,  # Python source
 ) -> str:
     "SHA-256 of what code does: comments, docstrings and layout do not change it, everything else does."
-    return json_sha256(_plain(ast.parse(text)))
+    return json_sha256(_plain(parse(text)))
 
 # %% ../../nbs/00_core/provenance.ipynb #e25a8d43
 def notebook_hash(
@@ -114,11 +114,6 @@ def _modules_of(package: str) -> set[str]:
     return {".".join([PACKAGE.name, *parts]).removesuffix(".__init__") for parts in names} | {package}
 
 
-@lru_cache(maxsize=1024)
-def _parse(text: str) -> ast.Module:
-    return ast.parse(text)
-
-
 def _names_in(tree: ast.Module, package: str) -> dict[str, str]:
     "Public names of a package by the module that defines them: its lazy dictionary, and what it defines itself."
     names = {}
@@ -143,7 +138,7 @@ def _from_package(base: str, name: str) -> set[str]:
     file = _file_of(base)
     if file is None or file.name != "__init__.py":
         return {base}
-    module = _names_in(_parse(file.read_text(encoding="utf-8")), base).get(name)
+    module = _names_in(parse(file.read_text(encoding="utf-8")), base).get(name)
     return {base, module} if module and _file_of(module) else _modules_of(base)
 
 
@@ -153,11 +148,18 @@ def _whole(module: str) -> set[str]:
     return _modules_of(module) if file and file.name == "__init__.py" and module != PACKAGE.name else {module}
 
 # %% ../../nbs/00_core/provenance.ipynb #4102a943
+@lru_cache(maxsize=1024)
+def _naming(tree: ast.Module) -> list[ast.AST]:
+    "The nodes of a syntax tree that can name a module."
+    nodes = (ast.Import, ast.ImportFrom, ast.Constant)
+    return [node for node in ast.walk(tree) if isinstance(node, nodes) and isinstance(getattr(node, "value", ""), str)]
+
+
 def _imports(tree: ast.Module, module: str, file: Path | None) -> set[str]:
     "Modules named by the import statements of a syntax tree, by its texts, and by those that it runs."
     found, is_package = set(), bool(file and file.name == "__init__.py")
     parents = module.split(".") if is_package else module.split(".")[:-1]
-    for node in ast.walk(tree):
+    for node in _naming(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 found |= _whole(alias.name)
@@ -166,7 +168,7 @@ def _imports(tree: ast.Module, module: str, file: Path | None) -> set[str]:
             base = ".".join([*base, *([node.module] if node.module else [])])
             for alias in node.names:
                 found |= _from_package(base, alias.name) if _file_of(base) else set()
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not is_package:
+        elif isinstance(node, ast.Constant) and not is_package:
             name = node.value.split(":")[0]  # an address is `module:name`
             found |= {name} if name.startswith(PACKAGE.name + ".") and not name.endswith(".") else set()
     return found.union(*map(_named, run_texts(tree)))
@@ -175,7 +177,7 @@ def _imports(tree: ast.Module, module: str, file: Path | None) -> set[str]:
 def _named(text: str) -> set[str]:
     "What a text that is run imports; where it is no Python with imports, all that it names."
     try:
-        tree = _parse(python_of(text, "magic"))
+        tree = parse(python_of(text, "magic"))
     except InputError:
         tree = ast.Module([], [])
     if any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree)) or run_texts(tree):
@@ -197,7 +199,7 @@ def static_closure(
         codes = notebook_code(start)
         beside = {name: file for name, file in files_beside(start, codes).items() if not file.is_relative_to(PACKAGE)}
         for code in [*codes, *map(code_in, beside.values())]:
-            waiting |= _imports(_parse(code), "", None)
+            waiting |= _imports(parse(code), "", None)
     else:
         waiting = set(start)
     closure: dict[str, Path] = {}
@@ -208,7 +210,7 @@ def static_closure(
             continue
         closure[module] = file
         parent = module.rpartition(".")[0]
-        waiting |= _imports(_parse(file.read_text(encoding="utf-8")), module, file) | ({parent} if parent else set())
+        waiting |= _imports(parse(file.read_text(encoding="utf-8")), module, file) | ({parent} if parent else set())
     return dict(sorted({**closure, **beside}.items()))
 
 

@@ -11,6 +11,7 @@ __all__ = ['Name', 'Sha256', 'Count', 'Amount', 'CURVE_POINTS', 'Metric', 'Curve
 import json
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -205,17 +206,22 @@ def load_record(
 ) -> Record:
     "A record from its file, validated."
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return _record_of(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: is not a record")
-    try:
-        return Record.make(values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}") from None
+
+
+@lru_cache(maxsize=1024)
+def _record_of(text: str) -> Record:
+    "Validating takes milliseconds, and a report reads each of hundreds of records several times."
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise InputError("is not a record")
+    return Record.make(values)
 
 
 def load_records(

@@ -15,6 +15,7 @@ from .config import InputError, RunFailed, atomic_write, check_name, settings
 from .expand import expand, own_params, selected_among, variants
 from .plan import Plan, SelectionRule, load_plan
 from .records import Record, load_record
+from .staleness import located
 
 # %% ../../nbs/00_core/selection.ipynb #83d7f341
 def _metric(
@@ -83,10 +84,10 @@ def select_variants(
     plan: Plan,
     profile: str,
 ) -> dict:  # the content of selection.json
-    "Apply the plan's rule to the records in the run folders."
+    "Apply the plan's rule to the records."
     rule, names = plan.select, selected_among(plan, profile)
     runs = {name: [run for run in expand(plan, profile) if run.variant == name] for name in names}
-    records = {name: [load_record(run.folder / "metrics.json") for run in runs[name]] for name in names}
+    records = {name: [load_record(located(profile, vars(run))) for run in runs[name]] for name in names}
     ranked = rank(rule, records)
     if len(ranked) < min(rule.top_k, len(names)):
         raise RunFailed(

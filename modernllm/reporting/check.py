@@ -15,11 +15,10 @@ from collections import Counter
 from pathlib import Path
 
 from ..core.config import InputError, did_you_mean, settings
-from ..core.plan import load_plan, studies
-from ..core.provenance import notebook_hash, source_hash
+from ..core.plan import studies
 from . import variables
 from .render import pandoc
-from .results import published
+from .results import published, states
 from .staging import DOCUMENTS, SHORTCODE, line_of, sources, stage, staged_text
 
 # %% ../../nbs/60_reporting/check.ipynb #2e021749
@@ -121,21 +120,18 @@ def bibliography_keys(
 # %% ../../nbs/60_reporting/check.ipynb #73dd1949
 def stale(
     profile: str,
+    rows: dict | None = None,  # default: `states` of the profile
 ) -> list[str]:
-    "Results whose code has changed since or, but in `smoke`, was in no commit; and those whose study is gone."
-    found, now = [], {}
+    "Results that are not what the plan asks now or, but in `smoke`, were made by code in no commit; those that no plan asks for."
+    found, rows = [], states(profile) if rows is None else rows
     for record in published(profile):
         name = f"{record.study}/{record.variant}/s{record.seed}"
         if record.study not in studies():
             found.append(f"{name}: there is no such study any more")
-            continue
-        notebook = load_plan(record.study).folder / "run.ipynb"
-        if notebook not in now:
-            now[notebook] = source_hash(notebook), notebook_hash(notebook)
-        before = record.provenance.source_hash, record.provenance.notebook_hash
-        changed = [what for what, a, b in zip(("library code", "run.ipynb"), before, now[notebook]) if a != b]
-        if changed:
-            found.append(f"{name}: {' and '.join(changed)} changed after this result was made")
+        elif name not in rows:
+            found.append(f"{name}: there is no such run in the plan any more")
+        elif rows[name].stale:
+            found.append(str(rows[name]))
         if record.provenance.dirty and profile != "smoke":
             found.append(f"{name}: made from files with changes that no commit holds")
     return found

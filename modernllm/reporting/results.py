@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROW_COLUMNS', 'SUMMARY_COLUMNS', 'rows', 'short_commit', 'published', 'frame', 'example_records', 'summarise',
-           'leader', 'to_csv', 'write', 'conclude', 'conclusion']
+           'states', 'since', 'leader', 'to_csv', 'write', 'conclude', 'conclusion']
 
 # %% ../../nbs/60_reporting/results.ipynb #dfeeb8c8
 import math
@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.config import atomic_write, settings
 from ..core.expand import variants
+from ..core.graph import Row, status
 from ..core.plan import load_plan, studies
 from ..core.records import Record, load_records
 
@@ -129,6 +130,27 @@ def summarise(
             "wall_seconds": group.wall_seconds.mean(), "commit": " ".join(sorted(set(group.commit))), "command": first.command,
         })
     return pd.DataFrame(out, columns=SUMMARY_COLUMNS)
+
+# %% ../../nbs/60_reporting/results.ipynb #91b31de8
+def states(
+    profile: str,
+) -> dict[str, Row]:  # "study/variant/s0": its state
+    "Which published results are the answer to what the plans ask, and how that is known."
+    recorded = {record.study for record in load_records(profile)} & set(studies())
+    asked = sorted(name for name in recorded if profile in load_plan(name).profiles)
+    return {row.name: row for row in (status(asked, profile) if asked else [])}
+
+
+def since(
+    records: list[Record],  # of one study
+    states: dict[str, Row],  # from `states`
+) -> str:  # one sentence, or ""
+    "What comparisons have shown about code that has changed since records were made."
+    mine = [states[name] for r in records if (name := f"{r.study}/{r.variant}/s{r.seed}") in states]
+    equal = sum((row.state, row.why) == ("up to date", "by equivalence") for row in mine)
+    reasons = dict.fromkeys(row.why for row in mine if row.state == "differs")
+    agree = f"{equal} of {len(records)} runs count by equivalence: smoke runs of their commit and of today's code agree."
+    return " ".join([agree] * bool(equal) + [f"Smoke runs of today's code differ: {reason}." for reason in reasons])
 
 # %% ../../nbs/60_reporting/results.ipynb #5c745de8
 def leader(

@@ -16,7 +16,7 @@ import yaml
 from ..core.config import InputError, atomic_write, check_name, did_you_mean, parse_yaml, settings
 from ..core.plan import studies
 from . import tables, variables
-from .results import published, rows, summarise
+from .results import published, rows, since, states, summarise
 from .text import code, escape, shown
 
 # %% ../../nbs/60_reporting/staging.ipynb #4ecd817c
@@ -97,7 +97,7 @@ def study_tables(
     profile: str,
 ) -> dict[str, str]:  # file name: Markdown
     "All generated tables of a profile."
-    out, groups = {}, {}
+    out, groups, known = {}, {}, states(profile)
     for record in published(profile):
         groups.setdefault(record.study, []).append(record)
     for study, records in groups.items():
@@ -110,7 +110,8 @@ def study_tables(
                 spread). Data: {data}. {note}"""
             for label, every in ((f"{name}-{_file_name(split)}", False), (f"{name}-{_file_name(split)}-readings", True)):
                 out[f"{label}.md"] = tables.markdown(tables.metrics_table(summary, split, every), label, caption)
-        caption = f"Study {said}: mean cost of one run, the commit it was made from, and the command that makes it. {note}"
+        caption = f"""Study {said}: mean cost of one run, the commit it was made from, and the command that makes it.
+            {escape(since(records, known))} {note}"""
         out[f"{name}-cost.md"] = tables.markdown(tables.cost_table(summary), f"{name}-cost", caption)
         caption = f"Study {said}: all settings of its runs, first those in which the variants differ. {note}"
         out[f"{name}-settings.md"] = tables.markdown(tables.settings_table(records), f"{name}-settings", caption)

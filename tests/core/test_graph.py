@@ -11,7 +11,8 @@ from modernllm.core import execute, graph
 from modernllm.core.batch import run_studies as run_batch
 from modernllm.core.config import InputError, RunFailed, settings
 from modernllm.core.locks import unlock
-from modernllm.core.records import load_record
+from modernllm.core.records import Record, load_record, publish
+from modernllm.core.staleness import code_of
 
 
 def in_this_process(notebook, output, parameters, threads=1, gpus=0):
@@ -188,7 +189,7 @@ def test_what_is_significantly_better_reaches_the_variant_that_takes_all_of_it(l
     graph.prepare(["tiny"], "smoke")
     assert execute.step("run", str(lab.record("tiny/all/s0").parent)) == 0
     assert load_record(lab.record("tiny/all/s0")).params == {"learning_rate": 0.3, "start_at": 0.0, "steps": 9, "fail": False}
-    assert lab.states("tiny")["tiny/all/s0"] == ("up to date", "")
+    assert lab.states("tiny")["tiny/all/s0"] == ("up to date", "by hash")
     lab.edit("tiny/plan.yaml", "alpha: 0.1", "alpha: 0.05")
     state, why = lab.states("tiny")["tiny/all/s0"]
     assert state == "changed parameter" and f"selection: {high} → nothing" in why
@@ -214,7 +215,8 @@ def test_changed_data_is_seen_without_reading_it(done, monkeypatch):
     told(bytes=1)
     monkeypatch.setenv("MODERNLLM_DATA", str(mirror))
     assert done.stale() == []  # nothing was known before: not a change
-    done.record(BASE).unlink()
+    shutil.rmtree(done.record(BASE).parent)
+    (done.folder / f"data/records/smoke/{BASE}.json").unlink()
     done.run()
     told(bytes=2)
     assert done.states()[BASE] == ("changed data", "toy_data")
@@ -225,8 +227,9 @@ def test_changed_data_is_seen_without_reading_it(done, monkeypatch):
 
 def test_lost_and_altered_records(done):
     done.record(HIGH).write_text(done.record(HIGH).read_text().replace('"value"', ' "value"', 1))
-    assert done.states()[HIGH] == ("new", "not here; its record was made with the same parameters and code")
+    assert done.states()[HIGH] == ("up to date", "by hash")  # as published
     shutil.rmtree(done.folder / "data/records/smoke")
+    assert done.states()[HIGH] == ("new", "")
     said = done.run()
     assert said[HIGH] == "finished" and BASE not in said
     assert len(list((done.folder / "data/records/smoke").glob("*/*/s0.json"))) == 6  # published again
@@ -234,15 +237,73 @@ def test_lost_and_altered_records(done):
 
 def test_a_fresh_clone_with_records(done):
     shutil.rmtree(done.folder / "runs")
+    assert set(done.states().values()) == {("up to date", "by hash")}
+    assert done.run() == {} and not list(done.folder.glob("runs/smoke/*/*/*/metrics.json"))
+    base, nodes = done.folder / "runs/smoke", json.loads((done.folder / "runs/smoke/graph.json").read_text())["runs"]
+    made = lambda path: (base / path).stat().st_mtime_ns
+    for name, node in nodes.items():  # by its rule of times, Snakemake has nothing to do for a summary either
+        assert all(made(path) <= made(f"{name}/.run.done") for path in node["inputs"])
+    shutil.rmtree(done.folder / "runs")
     (done.folder / "data/results/smoke/tiny.csv").unlink()
-    assert set(done.states().values()) == {("new", "not here; its record was made with the same parameters and code")}
-    done.edit("tiny_next/plan.yaml", "after: {}", "after: {params: {learning_rate: 0.2}}")
-    done.edit("tiny_next/run.ipynb", "learning_rate * 2", "learning_rate * 2.5")
-    assert done.states()[NEXT] == ("new", "not here; its record was made with other parameters and code")
     assert graph.prepare_summaries(None, "smoke") == ["tiny"]  # the other table lies beside what it was made from
     assert execute.step("summary", "tiny", "smoke") == 0
     assert graph.prepare_summaries(None, "smoke") == []
     assert not (done.folder / "runs/smoke/tiny/base").exists()
+
+
+def test_in_a_fresh_clone_only_runs_with_a_needed_artifact_run(done):
+    shutil.rmtree(done.folder / "runs")
+    done.edit("tiny_next/plan.yaml", "after: {}", "after: {params: {learning_rate: 0.2}}")
+    done.edit("tiny_next/run.ipynb", "learning_rate * 2", "learning_rate * 2.5")
+    states = done.states()
+    assert states[NEXT] == ("changed parameter", "learning_rate: 0.1 → 0.2; changed code: run.ipynb")
+    assert states[PICK] == ("artifact needed", f"'point' for {NEXT}")
+    assert states[BASE] == ("artifact needed", f"'point' for {PICK}")  # which starts from a point itself
+    assert done.stale() == [BASE, PICK, NEXT]
+    said = done.run()
+    assert {name: said[name] for name in said if "/s0" in name} == dict.fromkeys([BASE, PICK, NEXT], "finished")
+    assert load_record(done.record(PICK)).params["learning_rate"] == 0.3  # picked from published records
+    assert done.stale() == [] and done.run() == {}
+    assert execute.step("run", str(done.record(BASE).parent)) == 0
+    assert execute.read_state(done.record(BASE).with_name("run.state.json"))["state"] == "kept"
+    (done.record(BASE).parent / "point.json").unlink()
+    assert done.stale() == []  # until it is needed
+    done.edit("tiny/plan.yaml", "params: {steps: 16}", "params: {steps: 17}")
+    assert done.states()[BASE] == ("artifact needed", f"'point' for {PICK}")
+    assert done.run()[BASE] == "finished"
+
+
+def test_in_a_fresh_clone_the_kill_rule_reads_the_published_baseline(done):
+    shutil.rmtree(done.folder / "runs")
+    (done.folder / f"data/records/smoke/{FAR}.json").unlink()
+    assert done.states()[FAR] == ("new", "")
+    execute_only(done, FAR)
+    assert load_record(done.record(FAR)).status == "killed" and not done.record(BASE).exists() and done.stale() == []
+    baseline, published = done.record(FAR).with_name("baseline.json"), done.folder / f"data/records/smoke/{BASE}.json"
+    assert baseline.read_bytes() == published.read_bytes()
+
+
+def test_what_a_record_was_made_with_is_compared_too(done):
+    shutil.rmtree(done.folder / "runs")
+    done.edit("tiny/plan.yaml", "params: {learning_rate: 0.2}", "params: {learning_rate: 0.21}")
+    done.edit("tiny_next/plan.yaml", "smoke: {threads: 1}", "smoke: {threads: 2}")
+    states = done.states()
+    assert states[BASE] == ("changed parameter", "learning_rate: 0.2 → 0.21") and states[LOW][1] == f"waits for {BASE}"
+    done.edit("tiny/plan.yaml", "params: {learning_rate: 0.21}", "params: {learning_rate: 0.2}")
+    assert done.states()[NEXT] == ("changed parameter", "threads: 1 → 2")
+    done.edit("tiny_next/plan.yaml", "smoke: {threads: 2}", "smoke: {threads: 1}")
+    done.edit("tiny_next/plan.yaml", "variant: pick1", "variant: base")
+    assert done.states()[NEXT] == ("changed input", "start")
+
+
+def test_a_later_record_from_elsewhere_counts(done):
+    done.edit("tiny_next/run.ipynb", "learning_rate * 2", "learning_rate * 2.5")
+    there = load_record(done.record(NEXT))
+    code = code_of(done.studies / "tiny_next/run.ipynb")
+    made = {**there.provenance.to_dict(), "notebook_hash": code["run.ipynb"]}
+    for finished, stale in (("2000-01-01T00:00:00+00:00", [NEXT]), ("2100-01-01T00:00:00+00:00", [])):
+        publish(Record.make(there.to_dict(), provenance=made, finished=finished))
+        assert done.stale() == stale
 
 
 def test_the_summary_of_an_unfinished_study_is_drawn_when_asked_for(done):

@@ -86,6 +86,15 @@ def test_a_study_from_nothing_to_its_table_and_again(copy):
     status, out, err = copy.call("study", "run", "--profile", "smoke")
     assert status == 0 and out == "nothing to do: 5 runs and their summaries are up to date\n", out + err
 
+    # A fresh clone has the records and not the runs.
+    (copy.folder / "runs").rename(copy.folder / "kept")
+    (copy.folder / "data/results/smoke/tiny.csv").unlink()
+    status, out, err = copy.call("study", "run", "--profile", "smoke")
+    assert status == 0 and "0 runs and 1 summaries to do" in out and copy.ran(0) == set(), out + err
+    assert (copy.folder / "data/results/smoke/tiny.csv").exists() and not list(copy.folder.glob("runs/smoke/*/*/s*/run.ipynb"))
+    shutil.rmtree(copy.folder / "runs")
+    (copy.folder / "kept").rename(copy.folder / "runs")
+
     # One run raises, another one has a new parameter: the second goes on, and the notebook of the first shows its cell.
     copy.edit("tiny/plan.yaml", "variants:\n", "variants:\n  broken: {params: {fail: true}}\n")
     copy.edit("tiny_next/plan.yaml", "after: {}", "after: {params: {learning_rate: 0.2}}")

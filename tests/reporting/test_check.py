@@ -3,11 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modernllm.cli.app import main
+from modernllm.cli.report import made_from
 from modernllm.core.config import InputError, settings
+from modernllm.core.equivalence import Equivalence, save_equivalence
 from modernllm.core.provenance import notebook_hash, source_hash
 from modernllm.core.records import Record, publish
 from modernllm.reporting.check import bibliography_keys, check, problems, results_part, stale, typed_numbers
-from modernllm.reporting.results import example_records
+from modernllm.reporting.render import study_tables
+from modernllm.reporting.results import example_records, states
 
 
 def add(report, text, file="sections/example.qmd"):
@@ -82,14 +85,15 @@ def test_missing_results_fail(smoke):
 
 def test_stale_results_are_listed_and_do_not_fail(smoke, project, capsys):
     notebook = project / "nbs/studies/example/run.ipynb"
-    values = example_records()[0].to_dict()
-    values["provenance"] |= {"source_hash": source_hash(notebook), "notebook_hash": notebook_hash(notebook)}
+    values = example_records()[0].to_dict() | {"params": {"hidden_size": 64, "max_tokens": 100}}
+    values["provenance"] |= {"source_hash": source_hash(notebook), "notebook_hash": notebook_hash(notebook), "threads": 1}
     publish(Record.make(values))
     lines = stale("smoke")
     assert len(lines) == 7 and not any("small/s0" in line for line in lines)
-    assert "example/small/s1: library code and run.ipynb changed after this result was made" in lines
-    notebook.write_text(notebook.read_text().replace("max_tokens = 100", "max_tokens = 200"))
-    assert "example/small/s0: run.ipynb changed after this result was made" in stale("smoke")
+    words = "max_tokens: 100000 → 100; threads: 2 → 1; changed code: library, run.ipynb"
+    assert f"example/small/s1: changed parameter ({words})" in lines
+    notebook.write_text(notebook.read_text().replace("max_tokens = 100", "max_tokens = 100; more = 1"))
+    assert "example/small/s0: changed parameter (more: not set → 1; changed code: run.ipynb)" in stale("smoke")
     check("smoke")
     assert capsys.readouterr().err.count("stale: ") == 8
 
@@ -100,6 +104,26 @@ def test_results_of_code_that_no_commit_holds_are_listed(smoke):
         values["provenance"]["dirty"] = dirty
         publish(Record.make(values))
         assert ("example/small/s0: made from files with changes that no commit holds" in stale("cpu")) == dirty
+
+
+def test_a_comparison_of_code_stands_in_the_report(smoke, project):
+    notebook = project / "nbs/studies/example/run.ipynb"
+    for record in example_records("cpu"):
+        made = {**record.provenance.to_dict(), "threads": 1}
+        publish(Record.make(record.to_dict(), params={"hidden_size": 64, "max_tokens": 100}, provenance=made))
+    then = {"commit": "0" * 40, "source_hash": "0" * 64, "notebook_hash": "0" * 64}
+    now = {"commit": "1" * 40, "source_hash": source_hash(notebook), "notebook_hash": notebook_hash(notebook)}
+    counts = {"runs": 8, "metrics": 16, "curve_points": 80, "artifacts": 0, "set_aside": [], "differences": []}
+    entry = Equivalence.make(counts, study="example", then=then, now=now, packages={}, python="3.11", date="2026-01-01")
+    before = made_from("cpu", states("cpu"))
+    assert len(stale("cpu")) == 8 and "by equivalence" not in study_tables("cpu")["example-cost.md"]
+    save_equivalence(entry)
+    assert stale("cpu") == [] and made_from("cpu", states("cpu")) != before
+    assert "8 of 8 runs count by equivalence" in study_tables("cpu")["example-cost.md"]
+    different = {"name": "small/s0 metric test_loss", "then": 4.1, "now": 4.2}
+    save_equivalence(Equivalence.make(entry.to_dict(), differences=[different], reason="the loss left out a token"))
+    assert "example/small/s0: differs: the loss left out a token" in stale("cpu")
+    assert "code differ\\: the loss left out a token" in study_tables("cpu")["example-cost.md"]
 
 
 def test_a_record_of_a_study_that_is_gone_is_stale(smoke):
