@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from modernllm.core.records import load_records
-from modernllm.reporting.readme import answer, readme
+from modernllm.reporting.readme import questions, readme
 
 
 def test_readme_is_what_its_notebook_makes(root, monkeypatch):
@@ -77,7 +77,7 @@ def test_a_study_in_five_steps_up_to_the_paper(root, project, shared_cache):
     values = {record.variant: record.metrics["bytes_per_token"].value for record in load_records("smoke", "vocabulary")}
     assert 1 < values["small"] < values["large"]
     assert (project / "data/results/smoke/vocabulary.csv").exists()
-    assert "bytes per token" in answer("vocabulary", profile="smoke")
+    assert "[Vocabulary and token length](studies/vocabulary)" in questions({}, "smoke")
     quoted = re.search(r"\{\{< var (\S+) >\}\}", text)[1]
     from modernllm.reporting import variables
     assert quoted in variables.flatten(variables.collect("smoke"))

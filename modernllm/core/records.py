@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, field_validator
 
 from .config import PROFILES, Config, InputError, atomic_write, settings
 from .provenance import json_sha256
@@ -114,8 +114,14 @@ class Cost(Config):
     peak_memory_mb: Amount
     peak_gpu_memory_mb: Amount | None = None
     throughput: Throughput | None = None
-    mfu: Amount | None = None  # throughput × operations a token, over the limit; None: the operations are not known
+    mfu: Amount | None = None  # throughput × operations a token, over the limit; None: not known, or refused
     matmul_limit: Amount | None = None  # operations a second of a large matrix product on this machine, in this precision
+
+    @field_validator("mfu")
+    @classmethod
+    def _possible(cls, mfu):
+        "A share above 1 is impossible: the limit was measured while something else used the machine. Refused in old records too."
+        return None if mfu is not None and mfu > 1 else mfu
 
 # %% ../../nbs/00_core/records.ipynb #8f60f5f7
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL)S?(_|$)")

@@ -32,16 +32,15 @@ def notice(
     records: list[Record],
     profile: str,
 ) -> str:  # "" when the data is what the studies name
-    "What every page must say about the data behind it."
+    "What every page must say about its data. Generated data is named by the captions of what is made from it."
     if profile == "smoke":
         return SMOKE_NOTE
-    data = [item for record in records for item in record.data]
-    if any(item.source == "embedded" for item in data):
-        return "embedded text stands in for a data set"
-    return "some of the data is generated" if any(item.generated for item in data) else ""
+    embedded = any(item.source == "embedded" for record in records for item in record.data)
+    return "embedded text stands in for a data set" if embedded else ""
 
 # %% ../../nbs/60_reporting/variables.ipynb #79ba7ff4
-RESERVED = ("title", "question", "data", "commit", "command", "runs", "best", "lead", "lowest", "highest", "total", "verdict")
+RESERVED = ("title", "question", "data", "commit", "command", "runs", "best", "lead", "lowest", "highest", "total",
+            "items", "hours", "verdict")
 
 
 def data_read(
@@ -76,17 +75,21 @@ def of_study(
     "The variables of one study."
     records = [record for record in records if record.status == "finished"]
     groups = by_variant(records)
-    summary = summarise(rows(records))
+    runs = rows(records)
+    summary = summarise(runs)
     leaders = {metric: leader(summary, metric) for metric in dict.fromkeys(summary.metric)}
     leaders = {metric: found for metric, found in leaders.items() if found}
     means = summary.groupby("metric", sort=False)["mean"]
     over = {"lowest": means.min(), "highest": means.max(), "total": means.sum()}
+    items = runs.groupby("metric", sort=False)["n_items"].sum(min_count=1).dropna()  # over all runs
     values = {
         "data": data_read(records), "commit": escape(" ".join(sorted({short_commit(record) for record in records}))),
         "command": escape(records[0].command), "runs": number(len(records)),
         "best": {key(metric): escape(variant) for metric, (variant, _) in leaders.items()},
         "lead": {key(metric): share(distance) for metric, (_, distance) in leaders.items()},
         **({"verdict": said} if (said := conclusion(records[0].profile, records[0].study)) else {}),
+        "items": {key(metric): number(int(count)) for metric, count in items.items()},
+        "hours": number(sum(record.cost.useful_cpu_hours for record in records), 2),
         **{name: {key(metric): number(float(value)) for metric, value in found.items()} for name, found in over.items()},
     }
     for variant, runs in groups.items():

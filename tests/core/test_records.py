@@ -140,3 +140,13 @@ def test_keys_are_taken_out(project, monkeypatch):
 def test_times_cost_and_machine_are_not_content():
     one, two = Record.make(values()), Record.make(values(started="2027-01-01T00:00:00+00:00"))
     assert one.content_sha256() == two.content_sha256() != Record.make(values(seed=1)).content_sha256()
+
+
+@pytest.mark.parametrize("told, kept", [(1.18, None), (1.0, 1.0), (0.5, 0.5), (None, None)])
+def test_a_utilisation_above_one_is_refused_in_new_and_old_records(tmp_path, told, kept):
+    given = values()
+    given["cost"] |= {"mfu": told, "matmul_limit": 1e11}
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(given))
+    for record in (Record.make(given), load_record(path)):
+        assert record.cost.mfu == kept and record.cost.matmul_limit == 1e11

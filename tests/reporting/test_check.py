@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +11,9 @@ from modernllm.core.equivalence import Equivalence, save_equivalence
 from modernllm.core.provenance import notebook_hash, source_hash
 from modernllm.core.records import Record, publish
 from modernllm.reporting.check import bibliography_keys, check, problems, results_part, stale, typed_numbers
-from modernllm.reporting.render import study_tables
 from modernllm.reporting.results import example_records, states
+from modernllm.reporting.staging import study_tables
+from modernllm.reporting.variables import collect, flatten
 
 
 def add(report, text, file="sections/example.qmd"):
@@ -154,3 +157,11 @@ def test_what_is_no_typed_result(prose):
 
 def test_bibliography_keys():
     assert bibliography_keys("@misc{a2020b,\n title={@x{y}},\n}\n@article{c:d,") == {"a2020b", "c:d"}
+
+
+def test_the_abstract_has_at_most_200_words(root, monkeypatch):
+    monkeypatch.chdir(root)
+    text = re.search(r"^abstract: \|\n((?:  .*\n)+)", (root / "report/paper.qmd").read_text(encoding="utf-8"), re.M)[1]
+    values = flatten(collect("cpu"))
+    words = re.sub(r"\{\{< var (\S+) >\}\}", lambda found: values[found[1]], text).split()
+    assert len(words) <= 200

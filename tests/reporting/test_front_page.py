@@ -1,31 +1,30 @@
-"What the front page says of a study: nothing before its summary, then one metric of its variants."
+"What the front page says of a study: an answer with the numbers of its records, or that it was not run."
 
 import pytest
 
 from modernllm.core.config import InputError
 from modernllm.core.records import publish
-from modernllm.reporting import readme
-from modernllm.reporting.readme import answer
-from modernllm.reporting.results import conclude, example_records, frame, summarise, write
+from modernllm.reporting.readme import hardware, questions, quoted
+from modernllm.reporting.results import conclude, example_records
 
 
-def test_a_study_is_quoted_once_its_summary_is_there(smoke, monkeypatch):
-    assert answer("example", profile="cpu") == "no results of profile cpu yet"
-    publish(example_records("cpu")[0])
-    assert answer("example", profile="cpu") == "no results of profile cpu yet, 1 of its runs on record"
-    write(summarise(frame("smoke", "example")), "smoke", "example")
-    assert answer("example", profile="smoke").startswith("small ") and "n = 4, 4" in answer("example", profile="smoke")
-    monkeypatch.setattr(readme, "MOST_NAMED", 1)
-    assert answer("example", profile="smoke").startswith("2 variants, from medium ")
+def test_a_study_is_answered_from_its_records(smoke):
+    answer = "{example.medium.test_loss} | {example.items.test_loss} items"
+    told = {"example": ("Is larger better?", answer, "n is {example.small.n}")}
+    assert "| not run in profile cpu yet |  | – |" in questions(told, "cpu")
+    for record in example_records("cpu"):
+        publish(record)
+    row = questions(told, "cpu").splitlines()[-1]
+    assert row == r"| [Is larger better?](studies/example) | 4.007 ± 0.013 \| 8,000 items | n is 4 | 0.24 |"
+    assert "AMD" not in hardware("cpu") and hardware("cpu") == "unknown, ? cores"
+
+
+def test_a_study_that_is_not_told_of_concludes_for_itself(smoke):
+    assert "| [An example](studies/example) | see the paper |" in questions({}, "smoke")
     conclude("Larger is better. By much.", "smoke", "example")
-    assert answer("example", profile="smoke") == "Larger is better. (generated data)"
-    with pytest.raises(InputError, match="no metric 'speed'"):
-        answer("example", "speed", "smoke")
+    assert "| [An example](studies/example) | Larger is better. |" in questions({}, "smoke")
 
 
-def test_what_was_read_from_no_split_names_none(smoke):
-    record = example_records("cpu")[0]
-    record.metrics["steps"] = record.metrics["test_loss"].model_copy(update={"split": None, "unit": "steps"})
-    publish(record)
-    write(summarise(frame("cpu", "example")), "cpu", "example")
-    assert answer("example", "steps", "cpu").endswith("(steps, n = 1, generated data)")
+def test_an_unknown_name_is_one_line():
+    with pytest.raises(InputError, match="unknown variable 'example.small.test_los'; did you mean 'example.small.test_loss'"):
+        quoted("{example.small.test_los}", {"example.small.test_loss": "4"})

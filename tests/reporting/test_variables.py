@@ -13,6 +13,7 @@ def test_names_by_rule(smoke):
     assert flat["example.small.params.max_tokens"] == "100,000" and flat["example.small.n"] == "4"
     assert flat["example.best.test_loss"] == "medium" and flat["example.lead.test_loss"] == "7.0 %"
     assert flat["example.title"] == "An example" and flat["example.data"] == "invented \\(generated; invented for examples\\)"
+    assert flat["example.items.test_loss"] == "8,000" and flat["example.hours"] == "0.24"  # of 8 runs
     assert flat["profile"] == "smoke" and flat["commits"] == "0000000" and "not a result" in flat["notice"]
     assert all(isinstance(value, str) for value in flat.values())
 
@@ -50,7 +51,7 @@ def test_runs_that_are_missing_are_named(smoke):
 
 def test_notice_by_data():
     records = example_records("cpu")
-    assert notice(records, "cpu") == "some of the data is generated"
+    assert notice(records, "cpu") == ""  # said by the captions of what is made from it
     values = records[0].to_dict()
     values["data"][0] |= {"source": "embedded", "generated": False}
     assert "stands in" in notice([Record.make(values)], "cpu")
