@@ -30,8 +30,8 @@ class LazyGroup(click.Group):
 
 # %% ../../nbs/70_cli/app.ipynb #807e793c
 def examples(
-    *lines: str, # command lines, each with an optional comment after two blanks
-) -> str: # an epilog for a click command, shown as it is written
+    *lines: str,  # command lines, each with an optional comment after two blanks
+) -> str:  # an epilog for a click command, shown as it is written
     "Format example command lines for the end of a command's help."
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
@@ -74,8 +74,8 @@ def cli(debug):
 
 # %% ../../nbs/70_cli/app.ipynb #a2ee4870
 def explain(
-    error: Exception, # what a command raised
-) -> tuple[int, str]: # exit status, one line
+    error: Exception,  # what a command raised
+) -> tuple[int, str]:  # exit status, one line
     "The exit status and the one line that a person sees for an exception."
     from modernllm.core.config import InputError, RunFailed
     if isinstance(error, click.UsageError):
@@ -93,8 +93,8 @@ def explain(
 
 # %% ../../nbs/70_cli/app.ipynb #fcba4ac3
 def main(
-    args: list[str] | None = None, # the command line without the program's name; None: of this process
-) -> int: # exit status
+    args: list[str] | None = None,  # the command line without the program's name; None: of this process
+) -> int:  # exit status
     "Run the command line and return the exit status: 0, 1, 2 or 130."
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args

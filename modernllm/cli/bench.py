@@ -39,7 +39,7 @@ def start_run(
     task: str,
     shape: str,
     params: dict,
-): # a `core.runs.Run` in a scratch folder
+):  # a `core.runs.Run` in a scratch folder
     "A run for the record of a measurement."
     import torch
 
@@ -53,7 +53,7 @@ def start_run(
 
 def keep(
     run,
-) -> Path: # where the record is
+) -> Path:  # where the record is
     "Finish the run and keep its record."
     from modernllm.core.config import settings
     from modernllm.core.records import write_record
@@ -68,9 +68,9 @@ def keep(
 
 
 def measure(
-    task: str, # of `evaluation.bench.TASKS`
+    task: str,  # of `evaluation.bench.TASKS`
     shape: str,
-    **params, # threads, rounds, seconds
+    **params,  # threads, rounds, seconds
 ) -> None:
     "Measure, print the table, and leave a record."
     run = start_run(task, shape, params)

@@ -29,8 +29,8 @@ def list_():
 
 
 def place(
-    source, # an entry of the catalogue
-) -> str: # "embedded", "generated", "mirror", "mirror+hub", "hub" or "nowhere"
+    source,  # an entry of the catalogue
+) -> str:  # "embedded", "generated", "mirror", "mirror+hub", "hub" or "nowhere"
     "Where a data set would be read from; a mirror may hold only some of its splits."
     from modernllm.core.config import settings
     from modernllm.data.sources import mirror_hashes

@@ -20,9 +20,9 @@ TARGETS = ("llama", "qwen3", "mixtral")
 
 
 def converted(
-    model, # a `ModernDecoderLM`
-    target: str | None, # one of TARGETS; None: the one that can express the model
-): # (target, a model of transformers' class)
+    model,  # a `ModernDecoderLM`
+    target: str | None,  # one of TARGETS; None: the one that can express the model
+):  # (target, a model of transformers' class)
     "The same function as a model of a class that `transformers` has. `InputError` says what a class cannot express."
     from modernllm.core.config import InputError
     from modernllm.models import convert
@@ -62,7 +62,7 @@ def export(model, to, out):
 
 def check_empty(
     out: Path,
-) -> Path: # the same
+) -> Path:  # the same
     "Refuse a folder that holds something."
     from modernllm.core.config import InputError
     if out.exists() and any(out.iterdir()):
@@ -71,9 +71,9 @@ def check_empty(
 
 
 def write(
-    model, # of a class that `transformers` has
+    model,  # of a class that `transformers` has
     tokenizer,
-    out: Path, # must not exist, or be empty
+    out: Path,  # must not exist, or be empty
 ):
     "Save both into a folder beside it, and give that its name."
     from transformers.utils import logging

@@ -29,13 +29,13 @@ Positive = typing.Annotated[int, Field(ge=1)]
 class DataConfig(Config):
     "What a model reads."
 
-    data: str = "embedded_docs" # of `modernllm data list`, or my.txt, folder/, rows.jsonl:COLUMN, hub:org/name[:CONFIG]
-    vocab_size: Positive | None = None # tokens of the tokenizer trained on it; None: 4096, or as many as the text supports
-    tokenizer: str | None = None # folder of a saved model whose tokenizer is kept
-    init: str | None = None # folder of a saved model to go on from, with its tokenizer
-    limit_documents: Positive | None = None # only the first documents of each split
-    batch_size: Positive = 16 # rows of a batch; a row is max_position_embeddings tokens
-    separate_documents: bool = False # no attention across the border of two documents in a row
+    data: str = "embedded_docs"  # of `modernllm data list`, or my.txt, folder/, rows.jsonl:COLUMN, hub:org/name[:CONFIG]
+    vocab_size: Positive | None = None  # tokens of the tokenizer trained on it; None: 4096, or as many as the text supports
+    tokenizer: str | None = None  # folder of a saved model whose tokenizer is kept
+    init: str | None = None  # folder of a saved model to go on from, with its tokenizer
+    limit_documents: Positive | None = None  # only the first documents of each split
+    batch_size: Positive = 16  # rows of a batch; a row is max_position_embeddings tokens
+    separate_documents: bool = False  # no attention across the border of two documents in a row
 
 # %% ../../nbs/70_cli/recipe.ipynb #658f0fc0
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Recipe:
     "Everything that decides what `modernllm train` makes."
 
     data: DataConfig
-    model: dict # fields of ModernLLMConfig that were given
-    training: Config # a TrainConfig
-    given: dict # the values as they were given
+    model: dict  # fields of ModernLLMConfig that were given
+    training: Config  # a TrainConfig
+    given: dict  # the values as they were given
 
     @cached_property
-    def stored(self) -> dict: # the values as they are written down: no absolute path
+    def stored(self) -> dict:  # the values as they are written down: no absolute path
         from modernllm.data.catalogue import resolve
         from modernllm.data.text_files import project_name
         names = {name: project_name(self.given[name]) for name in FOLDERS if self.given.get(name)}
         return self.given | names | ({"data": resolve(self.data.data).name} if "data" in self.given else {})
 
     @cached_property
-    def contents(self) -> dict[str, str]: # by setting: SHA-256 of own files, weights and tokenizer that it names
+    def contents(self) -> dict[str, str]:  # by setting: SHA-256 of own files, weights and tokenizer that it names
         from modernllm.data.catalogue import resolve
         files = resolve(self.data.data).files
         found = {"data": files.sha256} if files else {}
@@ -63,13 +63,13 @@ class Recipe:
                         for name, hash_of in FOLDERS.items() if getattr(self.data, name)}
 
     @property
-    def key(self) -> str: # a short name for the folder
+    def key(self) -> str:  # a short name for the folder
         return json_sha256([self.stored, self.contents] if self.contents else self.stored)[:8]
 
 
 def model_folder(
-    folder: str | Path, # as `modernllm train` or `save_pretrained` left it
-) -> Path: # the folder with config.json and tokenizer.json
+    folder: str | Path,  # as `modernllm train` or `save_pretrained` left it
+) -> Path:  # the folder with config.json and tokenizer.json
     "Where the files of a saved model lie."
     from modernllm.data.text_files import find_path
     found = find_path(str(folder)) or Path(folder)
@@ -81,13 +81,13 @@ def model_folder(
 
 
 def weights_sha256(
-    folder: Path, # with model.safetensors, perhaps in parts
+    folder: Path,  # with model.safetensors, perhaps in parts
 ) -> str:
     "SHA-256 of a saved model's weights."
     return json_sha256([file_sha256(path) for path in sorted(folder.glob("*.safetensors"))])
 
 
-FOLDERS = { # settings that name a saved model: the hash of what is taken from it
+FOLDERS = {  # settings that name a saved model: the hash of what is taken from it
     "init": weights_sha256,
     "tokenizer": lambda folder: file_sha256(folder / "tokenizer.json"),
 }
@@ -95,7 +95,7 @@ FOLDERS = { # settings that name a saved model: the hash of what is taken from i
 TOKENIZERS_OWN = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
-def fields() -> dict[str, tuple[str, object]]: # name: (owner, default)
+def fields() -> dict[str, tuple[str, object]]:  # name: (owner, default)
     "Every name that a recipe understands."
     from modernllm.models.config import ModernLLMConfig, own_fields
     from modernllm.training.trainer import TrainConfig
@@ -107,7 +107,7 @@ def fields() -> dict[str, tuple[str, object]]: # name: (owner, default)
 
 
 def make_recipe(
-    values: dict, # name: value, of data, model and training together
+    values: dict,  # name: value, of data, model and training together
 ) -> Recipe:
     "Give each value to its owner and let the owner check it."
     from modernllm.data.catalogue import resolve
@@ -132,7 +132,7 @@ def make_recipe(
 
 # %% ../../nbs/70_cli/recipe.ipynb #6ca8fd75
 def check_folder(
-    folder: Path, # where checkpoints and the model are to go
+    folder: Path,  # where checkpoints and the model are to go
     recipe: Recipe,
 ):
     "Refuse a folder that holds another training or something else; write nothing."
@@ -155,8 +155,8 @@ def check_folder(
 
 
 def read_record(
-    folder: Path, # of a training, or of its model
-) -> dict: # {} without one
+    folder: Path,  # of a training, or of its model
+) -> dict:  # {} without one
     "What record.json says: contents of what the settings name, data read, tokenizer, code, packages and machine."
     path = folder / "record.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -164,14 +164,14 @@ def read_record(
 
 @contextmanager
 def claim(
-    folder: Path, # where checkpoints and the model go
+    folder: Path,  # where checkpoints and the model go
     recipe: Recipe,
-    corpus=None, # what is read, for the record
+    corpus=None,  # what is read, for the record
 ):
     "While it lasts the folder belongs to this training; settings and record are written into it and stay."
     from modernllm.training.parallel import processes
     with ExitStack() as stack:
-        if processes().is_main_process: # it holds the folder for the others
+        if processes().is_main_process:  # it holds the folder for the others
             check_folder(folder, recipe)
             stack.callback(unlock, lock(folder))
             atomic_write(folder / "record.json", json.dumps(_record(recipe, corpus), indent=1) + "\n")
@@ -190,7 +190,7 @@ def _record(recipe: Recipe, corpus) -> dict:
 
 
 def load_tokenizer(
-    folder: str | Path, # of a saved model
+    folder: str | Path,  # of a saved model
 ):
     "The tokenizer of a saved model."
     from transformers import AutoTokenizer
@@ -202,8 +202,8 @@ def load_tokenizer(
 
 
 def load_model(
-    folder: str | Path, # as `modernllm train` or `save_pretrained` left it
-): # (model, tokenizer, recipe as given or {})
+    folder: str | Path,  # as `modernllm train` or `save_pretrained` left it
+):  # (model, tokenizer, recipe as given or {})
     "A saved model with its tokenizer, ready to evaluate."
     folder = model_folder(folder)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -216,7 +216,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error: # what `transformers` raises for files that it cannot read
+    except (OSError, ValueError, KeyError, TypeError) as error:  # what `transformers` raises for files that it cannot read
         raise InputError(f"{folder} cannot be loaded as a language model: {shorten(str(error), 200)}") from None
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{folder}: the tokenizer does not belong to the model: it has {len(tokenizer):,} tokens, the model "

@@ -18,9 +18,9 @@ STUDIES = click.argument("studies", nargs=-1, metavar="[STUDY]...")
 
 
 def checked(
-    studies: tuple[str, ...], # names as typed; none means all
+    studies: tuple[str, ...],  # names as typed; none means all
     profile: str,
-) -> list[str] | None: # the studies that are meant; None: all that have the profile
+) -> list[str] | None:  # the studies that are meant; None: all that have the profile
     "Refuse unknown studies and profiles, before any work."
     from modernllm.core.config import PROFILES, check_name
     from modernllm.core.plan import studies as all_studies

@@ -62,8 +62,8 @@ def train(assignments, config, out, overfit_tokens, list_fields):
 
 
 def prepare(
-    recipe, # a `Recipe`
-): # (corpus, a function that makes the model anew, a function that makes batches)
+    recipe,  # a `Recipe`
+):  # (corpus, a function that makes the model anew, a function that makes batches)
     "Read the data, and say how model and batches are made of it."
     import torch
 
@@ -76,7 +76,7 @@ def prepare(
     if data.init:
         given = saved_settings(recipe)
     context = given.pop("max_position_embeddings", ModernLLMConfig.max_position_embeddings)
-    with processes().main_process_first(): # which fills the cache for the others
+    with processes().main_process_first():  # which fills the cache for the others
         corpus = load_corpus(data.data, data.vocab_size, limit_documents=data.limit_documents, tokenizer=kept_tokenizer(data))
 
     def make_batches(batch_size=recipe.data.batch_size, block_size=context):
@@ -92,8 +92,8 @@ def prepare(
 
 
 def saved_settings(
-    recipe, # a `Recipe` with `init`
-) -> dict: # name: value, of the saved model
+    recipe,  # a `Recipe` with `init`
+) -> dict:  # name: value, of the saved model
     "The settings of the model to go on from; `InputError` when others were asked for."
     from modernllm.cli.recipe import model_folder
     from modernllm.core.config import InputError
@@ -110,8 +110,8 @@ def saved_settings(
 
 
 def kept_tokenizer(
-    data, # a `DataConfig`
-): # None: one is to be trained
+    data,  # a `DataConfig`
+):  # None: one is to be trained
     "The tokenizer of `init` or `tokenizer`; `InputError` when it does not belong to the model or has another size."
     from modernllm.cli.recipe import load_tokenizer
     from modernllm.core.config import InputError
@@ -129,9 +129,9 @@ def kept_tokenizer(
 
 
 def reading(
-    corpus, # a `Corpus`
-    data, # a `DataConfig`
-) -> list[str]: # lines for a person
+    corpus,  # a `Corpus`
+    data,  # a `DataConfig`
+) -> list[str]:  # lines for a person
     "What is going to be read, and with which vocabulary."
     from modernllm.data.tokenizers import MOST
     parts = [f"{split.n_tokens:,} tokens in {split.n_documents:,} documents for {what}"
@@ -144,9 +144,9 @@ def reading(
 
 
 def fit(
-    recipe, # a `Recipe`
-    out: Path, # for checkpoints, events.jsonl and the model
-): # TrainResult
+    recipe,  # a `Recipe`
+    out: Path,  # for checkpoints, events.jsonl and the model
+):  # TrainResult
     "Build the model, train it, save it; the folder is taken only when nothing more can be wrong with the recipe."
     from modernllm.cli.recipe import claim, save_model
     from modernllm.core.telemetry import Telemetry
@@ -171,9 +171,9 @@ def fit(
 
 
 def learn_by_heart(
-    recipe, # a `Recipe`
-    tokens: int, # rounded up to whole rows
-) -> tuple: # (TrainResult, tokens)
+    recipe,  # a `Recipe`
+    tokens: int,  # rounded up to whole rows
+) -> tuple:  # (TrainResult, tokens)
     "Train on a few tokens only, until they are known; `RunFailed` says what to check when they are not."
     from modernllm.training.callbacks import ProgressBar
     from modernllm.training.objectives import LanguageModelling

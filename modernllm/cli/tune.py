@@ -20,8 +20,8 @@ CONFIG = click.option("--config", type=click.Path(exists=True, dir_okay=False), 
 
 def read(
     assignments: tuple[str, ...],
-    config: str | None, # a YAML file
-): # a `Recipe`
+    config: str | None,  # a YAML file
+):  # a `Recipe`
     "The recipe of a line, as for `modernllm train`."
     from modernllm.cli.recipe import make_recipe
     from modernllm.core.config import Config, load_yaml
@@ -29,8 +29,8 @@ def read(
 
 
 def next_line(
-    recipe, # a `Recipe`
-    **found, # what to set
+    recipe,  # a `Recipe`
+    **found,  # what to set
 ) -> str:
     "The line that trains with what was found."
     settings = {**recipe.given, **found}
@@ -68,7 +68,7 @@ def lr_find(assignments, config, lowest, highest, steps, out):
 
 # %% ../../nbs/70_cli/tune.ipynb #ad3b7af9
 def parse_bytes(
-    text: str, # such as 4GB, 500MB, 3.5GiB
+    text: str,  # such as 4GB, 500MB, 3.5GiB
 ) -> int:
     "A number of bytes as people write it."
     from modernllm.core.config import InputError

@@ -26,14 +26,14 @@ from .readme import executed, first_lines
 class Page:
     "One notebook on the site."
     notebook: Path
-    url: str # relative to the site's root
-    group: str # heading in the list of pages
+    url: str  # relative to the site's root
+    group: str  # heading in the list of pages
     title: str
 
 
 def pages(
-    nbs: Path, # the folder of notebooks
-) -> list[Page]: # the front page first, then floors from the ground up, then studies
+    nbs: Path,  # the folder of notebooks
+) -> list[Page]:  # the front page first, then floors from the ground up, then studies
     "All notebooks, with the place they get on the site."
     found = []
     for notebook in sorted(nbs.rglob("*.ipynb")):
@@ -48,8 +48,8 @@ def pages(
 
 
 def symbols(
-    source: str, # code of an exported cell
-) -> list[str]: # public names it defines
+    source: str,  # code of an exported cell
+) -> list[str]:  # public names it defines
     "Functions, classes and assigned names of a cell, those of tuples, chains and annotations too."
     names = []
     for node in ast.parse(source).body:
@@ -64,7 +64,7 @@ def symbols(
 # %% ../../nbs/60_reporting/docs.ipynb #c8452294
 def prepared(
     page: Page,
-) -> tuple[dict, dict[str, str]]: # the notebook for pandoc; public name: address of its definition
+) -> tuple[dict, dict[str, str]]:  # the notebook for pandoc; public name: address of its definition
     "Take off directives, leave out hidden cells, set anchors."
     notebook = json.loads(page.notebook.read_text(encoding="utf-8"))
     cells, names, module = [], {}, None
@@ -76,7 +76,7 @@ def prepared(
         if not source or "hide" in directives:
             continue
         cell = {**cell, "source": source, "metadata": {}}
-        if "outputs" in cell: # a result without a number stops pandoc, and what went to stderr is no part of the page
+        if "outputs" in cell:  # a result without a number stops pandoc, and what went to stderr is no part of the page
             kept = [output for output in cell["outputs"] if output.get("name") != "stderr"]
             cell["outputs"] = [{**output, "execution_count": 0} if "execution_count" in output else output for output in kept]
         if cell["cell_type"] == "code" and any(d.startswith("export") for d in directives):
@@ -92,20 +92,20 @@ def prepared(
 
 def front(
     page: Page,
-) -> dict: # the front page's notebook, executed
+) -> dict:  # the front page's notebook, executed
     "The front page with what its cells show now, without their code."
     cells = [{"cell_type": "markdown", "metadata": {}, "source": part} for part in executed(page.notebook)]
     return {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
 # %% ../../nbs/60_reporting/docs.ipynb #ec8a076c
-PARTS = "<!-- part -->" # between the pieces that the pandoc template writes
+PARTS = "<!-- part -->"  # between the pieces that the pandoc template writes
 
 
 def pandoc(
     notebook: dict,
-    home: Path, # folder that paths of images start from
-    media: Path, # folder for images
-) -> tuple[str, str, str]: # style of highlighted code, table of contents, body
+    home: Path,  # folder that paths of images start from
+    media: Path,  # folder for images
+) -> tuple[str, str, str]:  # style of highlighted code, table of contents, body
     "HTML pieces of a notebook."
     import pypandoc
     with tempfile.TemporaryDirectory() as folder:
@@ -127,9 +127,9 @@ def pandoc(
 def linked(
     body: str,
     page: Page,
-    names: dict[str, str], # public name: address of its definition
-    up: str, # the way to the site's root
-    blob: str, # where files that are not on the site can be read
+    names: dict[str, str],  # public name: address of its definition
+    up: str,  # the way to the site's root
+    blob: str,  # where files that are not on the site can be read
 ) -> str:
     "Point links at pages instead of notebooks, files outside at the repository, and names at their definitions."
     def target(found):
@@ -160,15 +160,15 @@ def _resolved(path: Path) -> list[str]:
 
 # %% ../../nbs/60_reporting/docs.ipynb #5cc5e94d
 def entries(
-    body: str, # HTML of a page
+    body: str,  # HTML of a page
     page: Page,
-) -> list[dict]: # {page, title, url, text}
+) -> list[dict]:  # {page, title, url, text}
     "What search knows of a page."
     found = []
     for piece in re.split(r'(?=<h[123] id=")|(?=<p class="module">)', body):
         text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", piece)).split())[:1500]
         heading = re.match(r'<h[123] id="([^"]*)">(.*?)</h[123]>', piece, re.S)
-        places = [(page.title, "")] # (title, anchor)
+        places = [(page.title, "")]  # (title, anchor)
         if heading:
             places = [(html.unescape(re.sub(r"<[^>]+>", "", heading[2])), f"#{heading[1]}")]
         elif piece.startswith('<p class="module">'):
@@ -181,7 +181,7 @@ def navigation(
     all_pages: list[Page],
     here: Page,
     up: str,
-) -> str: # HTML
+) -> str:  # HTML
     "The list of pages, grouped by floor."
     parts, group = [], None
     for page in all_pages:
@@ -194,9 +194,9 @@ def navigation(
 
 
 def build(
-    out: Path, # the site's folder; replaced
-    nbs: Path | None = None, # the folder of notebooks
-    blob: str = "https://github.com/modernllm/modernllm/blob/main", # where files that are not on the site can be read
+    out: Path,  # the site's folder; replaced
+    nbs: Path | None = None,  # the folder of notebooks
+    blob: str = "https://github.com/modernllm/modernllm/blob/main",  # where files that are not on the site can be read
 ) -> list[Page]:
     "Make the site. It appears whole or not at all."
     nbs = nbs or settings().root / "nbs"

@@ -20,7 +20,7 @@ from .variables import collect, flatten, key
 # %% ../../nbs/60_reporting/readme.ipynb #0ad1668c
 def first_lines(
     notebook: Path,
-) -> tuple[str, str]: # title and the line under it
+) -> tuple[str, str]:  # title and the line under it
     "How a notebook introduces itself."
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     text = next(("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"), "")
@@ -31,7 +31,7 @@ def first_lines(
 
 
 def tree(
-    notes: dict[str, str], # file or folder at the root: one line about it; "nbs/" is opened up
+    notes: dict[str, str],  # file or folder at the root: one line about it; "nbs/" is opened up
 ) -> str:
     "The files of the repository, one line each."
     root, lines = settings().root, []
@@ -51,8 +51,8 @@ NAME = re.compile(r"\{([\w.-]+)\}")
 
 
 def quoted(
-    text: str, # Markdown with names in braces: "{lm_baselines.small.test_token_ppl}"
-    values: dict[str, str], # variables by name
+    text: str,  # Markdown with names in braces: "{lm_baselines.small.test_token_ppl}"
+    values: dict[str, str],  # variables by name
 ) -> str:
     "The text with each name replaced by its value; `InputError` for a name that no record gives."
     def value(found):
@@ -63,9 +63,9 @@ def quoted(
 
 
 def questions(
-    told: dict[str, tuple[str, str, str]], # study: question, answer with names in braces, what it does not say
+    told: dict[str, tuple[str, str, str]],  # study: question, answer with names in braces, what it does not say
     profile: str = "cpu",
-) -> str: # a Markdown table
+) -> str:  # a Markdown table
     "Question, answer, caveat and core-hours of every study. One that is not told of has its title and its own conclusion."
     values = flatten(collect(profile))
     lines = ["| question | answer | but | core-hours |", "|---|---|---|--:|"]
@@ -83,7 +83,7 @@ def questions(
 
 def hardware(
     profile: str = "cpu",
-) -> str: # such as "AMD EPYC, 2 cores"
+) -> str:  # such as "AMD EPYC, 2 cores"
     "The machines on which the records of a profile were made."
     found = [record.provenance.hardware for record in published(profile)]
     return "; ".join(dict.fromkeys(f"{item.get('cpu', 'unknown')}, {item.get('cores', '?')} cores" for item in found))
@@ -91,7 +91,7 @@ def hardware(
 # %% ../../nbs/60_reporting/readme.ipynb #946c187d
 def executed(
     notebook: Path,
-) -> list[str]: # Markdown of each cell, in order
+) -> list[str]:  # Markdown of each cell, in order
     "Prose, and what the code cells show."
     from execnb.nbio import read_nb
     from execnb.shell import CaptureShell
@@ -122,7 +122,7 @@ def from_root(
     return re.sub(r"(\[[^\]]*\])\(([^)\s]+)\)", move, text)
 
 
-def readme() -> str: # the text of README.md
+def readme() -> str:  # the text of README.md
     "README.md as nbs/index.ipynb makes it now."
     parts = executed(settings().root / "nbs" / "index.ipynb")
     note = "<!-- Made from nbs/index.ipynb by `make sync`. Edit the notebook. -->"
