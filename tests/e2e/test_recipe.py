@@ -104,11 +104,11 @@ def test_the_summary_says_what_is_kept_and_whether_gains_add_up(recipe, project,
     invent(recipe, {"together": 4.4, "medium_dropout": 3.8})
     names = execute(root, "recipe", "summary.ipynb", profile="cpu")
     text = verdict(project)
-    assert "Kept of 14 changes" in text and "Significantly worse than the baseline: `wsd`" in text
+    assert "Of 14 single changes 4 lower the validation loss" in text
     assert [row["variant"] for row in names["better"]] == ["dropout_20", "dropout_10", "muon", "rate_2"]
     assert [row["variant"] for row in names["parts"]] == ["dropout_20", "muon"]  # one dropout, and one factor of the rate
     assert names["total"] == pytest.approx(-0.7, abs=0.03)
-    assert text.count("within the goal of 110") == 2 and "`medium_dropout` is the best on validation" in text
+    assert "goal" not in text and "`medium_dropout` ends lower on validation, by 0.2" in text
     assert set(names["table"].verdict) == {"kept", "dropped", "all that is kept"}
     assert (project / "figures/cpu/recipe-forest.svg").exists() and (project / "figures/cpu/recipe-curves.svg").exists()
 
@@ -116,7 +116,7 @@ def test_the_summary_says_what_is_kept_and_whether_gains_add_up(recipe, project,
 def test_the_summary_of_a_ranking_in_which_nothing_helps(recipe, project, root):
     kept(recipe, {"together": 5.0})
     names = execute(root, "recipe", "summary.ipynb", profile="cpu")
-    assert "nats per token): none." in verdict(project) and "the baseline again" in verdict(project)
+    assert "Of 14 single changes 0 lower" in verdict(project) and "the baseline again" in verdict(project)
     assert set(names["table"].verdict) == {"dropped", "all that is kept"}
 
 
