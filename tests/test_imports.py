@@ -18,7 +18,7 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize("code", [
     "import modernllm",
     "import modernllm.core, modernllm.data, modernllm.models, modernllm.training, modernllm.evaluation, modernllm.reporting",
-    "import modernllm.core.config, modernllm.core.records, modernllm.core.plan",
+    "import modernllm.core.config, modernllm.core.records, modernllm.workflow.plan",
     "from modernllm.cli import main; main(['--help'])",
     "from modernllm.cli import main; main(['study', 'run', '--help'])",
     "from modernllm.cli import main; main(['train', '--help'])",

@@ -45,7 +45,7 @@ def start_run(
 
     from modernllm.core.config import check_name
     from modernllm.core.runs import Run
-    from modernllm.evaluation.bench import SHAPES
+    from modernllm.benchmarking.bench import SHAPES
     check_name("shape", shape, SHAPES)
     profile = "gpu" if torch.cuda.is_available() else "cpu"
     return Run.start(study="bench", variant=f"{task}-{shape}", seed=0, profile=profile, params={"shape": shape, **params})
@@ -68,13 +68,13 @@ def keep(
 
 
 def measure(
-    task: str,  # of `evaluation.bench.TASKS`
+    task: str,  # of `benchmarking.bench.TASKS`
     shape: str,
     **params,  # threads, rounds, seconds
 ) -> None:
     "Measure, print the table, and leave a record."
     run = start_run(task, shape, params)
-    from modernllm.evaluation.bench import TASKS
+    from modernllm.benchmarking.bench import TASKS
     click.echo("measuring; other work on this machine moves the numbers", err=True)
     result = TASKS[task](shape, **params)
     result.record_into(run)
@@ -109,7 +109,7 @@ def evaluate(**given):
 def memory(shape, threads):
     "Let each side train in a process of its own and see how high its memory rises."
     run = start_run("memory", shape, {"threads": threads})
-    from modernllm.evaluation.bench import OURS, TRAIN_PEERS, peak_memory, record_peaks
+    from modernllm.benchmarking.bench import OURS, TRAIN_PEERS, peak_memory, record_peaks
     peaks = {side: peak_memory(side, shape, threads=threads) for side in (OURS, *TRAIN_PEERS)}
     for side, (rise, whole) in peaks.items():
         click.echo(f"{side:26}{rise / 2**20:>8,.0f} MB of training, {whole / 2**20:>6,.0f} MB the whole process, "

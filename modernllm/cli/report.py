@@ -32,7 +32,7 @@ def build(what, profile, renderer):
     "Render paper and slides from the published records, say where they are and print the headline table."
     from modernllm.core.config import PROFILES, check_name
     check_name("profile", profile, PROFILES)
-    from modernllm.core import batch
+    from modernllm.workflow import batch
     from modernllm.reporting import tables
     from modernllm.reporting.check import refuse_typed, stale
     from modernllm.reporting.render import choose, render

@@ -23,7 +23,7 @@ def checked(
 ) -> list[str] | None:  # the studies that are meant; None: all that have the profile
     "Refuse unknown studies and profiles, before any work."
     from modernllm.core.config import PROFILES, check_name
-    from modernllm.core.plan import studies as all_studies
+    from modernllm.workflow.plan import studies as all_studies
     check_name("profile", profile, PROFILES)
     return [check_name("study", name, all_studies()) for name in studies] or None
 
@@ -38,7 +38,7 @@ def study():
 @study.command("list", epilog=examples("modernllm study list"))
 def list_():
     "Print every study with its question."
-    from modernllm.core.plan import load_plan, studies
+    from modernllm.workflow.plan import load_plan, studies
     for name in studies():
         plan = load_plan(name)
         click.echo(f"{name}: {plan.title}\n  {' '.join(plan.question.split())}")
@@ -50,8 +50,8 @@ def list_():
 def status(studies, profile):
     "Print what would run and why: new, changed parameter, changed code, changed data, changed input."
     names = checked(studies, profile)
-    from modernllm.core.graph import budget
-    from modernllm.core.graph import status as states
+    from modernllm.workflow.graph import budget
+    from modernllm.workflow.graph import status as states
     rows = states(names, profile)
     for line in [*map(str, rows), *budget(names, profile)]:
         click.echo(line)
@@ -70,7 +70,7 @@ def status(studies, profile):
 def run(studies, profile, jobs, keep_going):
     "Run what is stale, then the summaries. Running it again does nothing."
     names = checked(studies, profile)
-    from modernllm.core import batch
+    from modernllm.workflow import batch
     batch.run_studies(names, profile, jobs=jobs, keep_going=keep_going)
 
 # %% ../../nbs/70_cli/study.ipynb #521d9053
@@ -79,7 +79,7 @@ def run(studies, profile, jobs, keep_going):
 def exec_(run_dir):
     "Execute the notebook of one run folder that `study run` has prepared, by itself."
     from modernllm.core.config import InputError
-    from modernllm.core.execute import step
+    from modernllm.workflow.execute import step
     if not (Path(run_dir) / "spec.json").exists():
         raise InputError(f"{run_dir} is not a run folder: it has no spec.json; `modernllm study run` prepares them")
     return step("run", run_dir)
@@ -99,5 +99,5 @@ def equivalence(studies, jobs, reason):
     Records whose code gives equal metrics, curves and artifacts count as current. Outcomes are kept in
     data/records/equivalence.json; a difference without a reason ends with status 1."""
     names = checked(studies, "smoke")
-    from modernllm.core.code_versions import compare_code
+    from modernllm.workflow.code_versions import compare_code
     compare_code(names, jobs=jobs, reason=reason)

@@ -69,7 +69,7 @@ def prepare(
 
     from modernllm.cli.recipe import load_model
     from modernllm.data.corpus import LMBatches, load_corpus
-    from modernllm.evaluation.pretraining import new_decoder
+    from modernllm.experiments.pretraining import new_decoder
     from modernllm.models.config import ModernLLMConfig
     from modernllm.training.parallel import processes
     data, given, seed = recipe.data, dict(recipe.model), recipe.training.seed

@@ -1,4 +1,4 @@
-"""Configurations, seeds, provenance, telemetry, records, runs, plans. Public names are loaded when they are first used."""
+"""Configurations, seeds, provenance, telemetry, records, runs. Public names are loaded when they are first used."""
 
 from modernllm import lazily
 

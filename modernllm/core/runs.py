@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .config import PROFILES, InputError, RunFailed, check_name, settings
 from .locks import lock, unlock
-from .plan import GIVEN, notebook_parameters
+from .parameters import GIVEN, notebook_parameters
 from modernllm.core.provenance import (
     environment,
     git_state,

@@ -1,4 +1,4 @@
-"""Evaluation: perplexity, long texts, attention, speed against peers. Names load on first use."""
+"""Perplexity, long texts, attention, comparison with a baseline. Public names are loaded when they are first used."""
 
 from modernllm import lazily
 
@@ -7,7 +7,6 @@ _EXPORTS = {
     "perplexity_card": "perplexity",
     "prefix_loss": "perplexity",
     "token_nats": "perplexity",
-    "bench_train": "bench",
     "SinkWatch": "attention_viz",
     "attention_maps": "attention_viz",
     "draw_attention": "attention_viz",
@@ -15,12 +14,6 @@ _EXPORTS = {
     "continue_long": "long_text",
     "read_long": "long_text",
     "with_cache": "long_text",
-    "corpus_table": "pretraining",
-    "keep_model": "pretraining",
-    "new_decoder": "pretraining",
-    "pretrain": "pretraining",
-    "evaluate_perplexity": "pretraining",
-    "read_corpus": "pretraining",
     "compare_to_baseline": "stats",
     "distinct": "metrics",
     "repeated": "metrics",

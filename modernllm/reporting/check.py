@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..core.config import InputError, did_you_mean, settings
-from ..core.plan import studies
+from ..workflow.plan import studies
 from . import variables
 from .render import pandoc
 from .results import published, states

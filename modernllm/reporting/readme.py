@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..core.config import InputError, atomic_write, did_you_mean, settings
-from ..core.plan import load_plan, studies
+from ..workflow.plan import load_plan, studies
 from .results import published
 from .text import prose
 from .variables import collect, flatten, key

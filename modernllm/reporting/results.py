@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.config import atomic_write, settings
-from ..core.expand import variants
-from ..core.graph import Row, status
-from ..core.plan import load_plan, studies
+from ..workflow.expand import variants
+from ..workflow.graph import Row, status
+from ..workflow.plan import load_plan, studies
 from ..core.records import Record, load_records
 
 # %% ../../nbs/60_reporting/results.ipynb #b1b88a77

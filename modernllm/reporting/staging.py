@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from ..core.config import InputError, atomic_write, check_name, did_you_mean, parse_yaml, settings
-from ..core.plan import studies
+from ..workflow.plan import studies
 from . import tables, variables
 from .results import published, rows, since, states, summarise
 from .text import code, escape, shown

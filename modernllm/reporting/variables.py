@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 from ..core.config import InputError, atomic_write, did_you_mean
-from ..core.expand import expand, variants
-from ..core.plan import load_plan, studies
+from ..workflow.expand import expand, variants
+from ..workflow.plan import load_plan, studies
 from ..core.records import Record
 from .figures import SMOKE_NOTE, by_variant
 from .results import conclusion, leader, published, rows, short_commit, summarise

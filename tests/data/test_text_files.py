@@ -163,7 +163,7 @@ def test_a_run_records_own_text(here):
 
 
 def test_a_changed_text_makes_a_study_stale(here):
-    from modernllm.core.staleness import data_hints
+    from modernllm.workflow.staleness import data_hints
 
     (here / "rows.jsonl").write_text("{}")
     data = dict.fromkeys(("my.txt", "rows.jsonl:body", "hub:org/name", "none.txt"), {"stand_in": None})

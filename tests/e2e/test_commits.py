@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from modernllm.core.code_versions import current_hashes, smoke_results
+from modernllm.workflow.code_versions import current_hashes, smoke_results
 from modernllm.core.config import RunFailed
 
 ONE_RUN = """

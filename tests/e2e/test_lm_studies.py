@@ -5,8 +5,9 @@ import torch
 from study_code import execute
 
 from modernllm.core.config import InputError
-from modernllm.core.expand import expand
-from modernllm.core.plan import GIVEN, load_plan, notebook_parameters
+from modernllm.workflow.expand import expand
+from modernllm.core.parameters import GIVEN, notebook_parameters
+from modernllm.workflow.plan import load_plan
 from modernllm.core.records import Record, publish
 from modernllm.models.budget import total_parameters
 from modernllm.models.config import ModernLLMConfig

@@ -8,11 +8,12 @@ import torch
 from study_code import execute
 
 from modernllm.core.config import InputError
-from modernllm.core.expand import expand, own_params, selected_among
-from modernllm.core.plan import GIVEN, load_plan, notebook_parameters
+from modernllm.workflow.expand import expand, own_params, selected_among
+from modernllm.core.parameters import GIVEN, notebook_parameters
+from modernllm.workflow.plan import load_plan
 from modernllm.core.records import Record, publish
-from modernllm.core.selection import select_variants
-from modernllm.core.staleness import resolve
+from modernllm.workflow.selection import select_variants
+from modernllm.workflow.staleness import resolve
 from modernllm.evaluation.perplexity import prefix_loss
 from modernllm.reporting.results import example_records
 

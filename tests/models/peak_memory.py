@@ -48,7 +48,7 @@ SHAPES = {  # name: (fields, sequences, tokens of each, gradient checkpointing)
 PROGRAM = """
 import json, sys
 import torch
-from modernllm.evaluation.bench import ZipfBatches
+from modernllm.benchmarking.bench import ZipfBatches
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
 from modernllm.training.objectives import LanguageModelling

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from modernllm.cli.app import main
 from modernllm.core.config import InputError, settings
-from modernllm.core.equivalence import Equivalence, save_equivalence
+from modernllm.workflow.equivalence import Equivalence, save_equivalence
 from modernllm.core.provenance import notebook_hash, source_hash
 from modernllm.core.records import Record, publish
 from modernllm.reporting.check import bibliography_keys, check, problems, results_part, stale, typed_numbers

@@ -6,7 +6,7 @@ from transformers import T5ForConditionalGeneration
 
 from modernllm.core.config import InputError
 from modernllm.data.tasks import collate
-from modernllm.evaluation.seq2seq import score_pairs
+from modernllm.experiments.finetuning import score_pairs
 from modernllm.synthetic.benchmark import (
     MIXTURE,
     STARTS,

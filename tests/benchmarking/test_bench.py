@@ -1,0 +1,142 @@
+"""The bench: all sides do the same work, the arithmetic of the result, what it leaves, refusals."""
+
+import json
+import sys
+from statistics import median
+
+import pytest
+import torch
+
+from modernllm.cli.app import main
+from modernllm.core.config import InputError, RunFailed
+from modernllm.core.records import Record
+from modernllm.benchmarking import bench as benches
+from modernllm.benchmarking.bench import (
+    SHAPES,
+    TASKS,
+    ZipfBatches,
+    bench_eval,
+    bench_generate,
+    bench_train,
+    own_limit,
+    own_products,
+)
+from modernllm.benchmarking.peers import GPT2, TRAIN_PEERS
+from modernllm.benchmarking.profiler import KINDS, by_kind, kind
+from modernllm.benchmarking.timing import OURS, Bench, metric_name
+from modernllm.models.config import ModernLLMConfig
+from modernllm.models.transformer import ModernDecoderLM
+
+LLAMA, NANO = TRAIN_PEERS
+
+
+def test_all_sides_train_alike_and_threads_are_restored():
+    before = torch.get_num_threads()
+    result = bench_train("tiny", threads=1, rounds=3, seconds=0, steps=3, batch_size=4, context=16)
+    assert len(result.rounds) == len(result.limits) == 3 and torch.get_num_threads() == before
+    assert list(result.rounds[0]) == [OURS, LLAMA, NANO]
+    assert result.checks[OURS] == pytest.approx(result.checks[LLAMA], abs=0.01)
+    assert max(result.checks.values()) < 6.2  # of ln 512 = 6.24: every side learns
+    assert all(0 < share < 1 for side in result.rounds[0] for share in result.share(side))
+    assert LLAMA in str(result) and f"{median(result.ratios(NANO)):.2f}" in str(result)
+
+
+def test_generation_and_evaluation_do_the_same_work():
+    text = bench_generate("tiny", threads=1, rounds=2, seconds=0, prompt=5, new=9)
+    assert text.tokens == 9 and set(text.checks.values()) == {1.0} and len(text.peers) == 2
+    score = bench_eval("tiny", threads=1, rounds=2, seconds=0, windows=3, batch_size=2, context=16)
+    assert score.tokens == 48 and score.checks[OURS] == pytest.approx(score.checks[LLAMA], rel=1e-5)
+
+
+def test_batches_depend_on_their_number_alone():
+    batches = ZipfBatches(50, 3, 7)
+    first, again, other = batches[4], ZipfBatches(50, 3, 7)[4], batches[5]
+    assert torch.equal(first["input_ids"], again["input_ids"]) and not torch.equal(first["input_ids"], other["input_ids"])
+    assert torch.equal(first["input_ids"][:, 1:], first["targets"][:, :-1])
+
+
+def test_the_10m_shape_has_ten_million_parameters_on_every_side():
+    c = ModernLLMConfig.checked(**SHAPES["10m"])
+    with torch.device("meta"):
+        ours, gpt = ModernDecoderLM(c), GPT2(c.vocab_size, c.hidden_size, c.num_hidden_layers, c.num_attention_heads, 256)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (ours, gpt)]
+    assert all(10_000_000 < size < 11_000_000 for size in sizes)
+
+
+def test_the_peer_looks_back_only():
+    torch.manual_seed(0)
+    gpt, ids = GPT2(20, 16, 2, 2, 8).eval(), torch.randint(0, 20, (1, 8))
+    changed = ids.clone()
+    changed[0, 5] = (ids[0, 5] + 1) % 20
+    a, b = gpt(ids), gpt(changed)
+    assert torch.equal(a[:, :5], b[:, :5]) and not torch.allclose(a[:, 5:], b[:, 5:])
+
+
+def test_the_rate_of_own_products():
+    config = ModernLLMConfig.checked(**SHAPES["tiny"], num_key_value_heads=1)
+    products = own_products(config, 2, 8, torch.device("cpu"))
+    sizes = sum(p.numel() for p in ModernDecoderLM(config).parameters() if p.ndim == 2)
+    assert sum(2 * times * m * k * n for times, m, k, n in products) == 6 * sizes * 16
+    assert own_limit(products, torch.device("cpu")) > 0
+
+
+def made() -> Bench:
+    seconds = {OURS: [1.0, 2.0, 1.0], "a, peer-1": [2.0, 2.0, 1.5]}
+    rounds = [dict(zip(seconds, times)) for times in zip(*seconds.values())]
+    return Bench("train", "tiny", 7, "no work", tokens=60, threads=1, device="CPU", rounds=rounds,
+                 checks=dict.fromkeys(seconds, 6.0), limits=[(100.0, 50.0)] * 3, flops=(50.0, 20.0))
+
+
+def test_medians_and_ratios():
+    result = made()
+    assert result.speed(OURS) == 60 and result.ratios("a, peer-1") == [2.0, 1.0, 1.5] and result.share(OURS) == (0.5, 0.4)
+    line = str(result).splitlines()[3]
+    assert line.split() == ["a,", "peer-1", "30", "1.50", "1.00", "to", "2.00", "6.000"]
+    assert metric_name("a, peer-1") == "a_peer_1"
+
+
+def test_the_command_leaves_a_record(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MODERNLLM_RUNS", str(tmp_path))
+    monkeypatch.setitem(TASKS, "train", lambda shape, **given: made())
+    assert main(["bench", "train", "tiny", "--rounds", "7"]) == 0
+    assert "ratio" in capsys.readouterr().out
+    record = Record.make(json.loads((tmp_path / "bench/train-tiny.json").read_text()))
+    assert record.metrics["train_ratio_a_peer_1"].value == 1.5
+    assert record.metrics["train_modernllm_share_of_own_products"].value == 0.4
+    assert record.metrics["train_ratio_fastest_peer_low"].value == 1.0
+    assert record.command.startswith("modernllm bench train tiny --")
+    assert "--rounds 7" in record.command
+    assert record.curves["train_modernllm_seconds"].y == [1.0, 2.0, 1.0]
+
+
+def test_memory_is_reported_by_side(monkeypatch, tmp_path):
+    monkeypatch.setenv("MODERNLLM_RUNS", str(tmp_path))
+    monkeypatch.setattr(benches, "peak_memory", lambda side, *_, **__: (2**20 * len(side), 2**30))
+    assert main(["bench", "memory", "tiny"]) == 0
+    metrics = Record.make(json.loads((tmp_path / "bench/memory-tiny.json").read_text())).metrics
+    assert metrics["modernllm_training_memory"].value == 9
+    assert metrics["training_memory_ratio_transformers_llama"].value == 9 / 18
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_measured_in_a_process_of_its_own():
+    rise, whole = benches.peak_memory(OURS, "tiny", batch_size=2, context=8, threads=1)
+    assert 0 <= rise < whole and whole > 50 * 2**20
+    with pytest.raises(RunFailed, match="InputError"):
+        benches.peak_memory(OURS, "tinny")
+
+
+def test_kinds():
+    assert kind("aten::mm") == "matrix products" and kind("aten::_fused_adamw_") == "optimizer"
+    seconds = by_kind(lambda: torch.ones(64, 64) @ torch.ones(64, 64))
+    assert list(seconds.index) == [*KINDS, "the rest"] and seconds["matrix products"] > 0
+
+
+@pytest.mark.parametrize("call, named", [
+    (lambda: bench_train("mediun"), "did you mean 'medium'"), (lambda: bench_train(threads=0), "threads: given 0"),
+    (lambda: bench_train(steps=0), "steps: given 0"), (lambda: bench_generate(new=0), "new: given 0"),
+    (lambda: bench_eval(rounds=0), "rounds: given 0"), (lambda: benches.peak_memory("llama"), "side"),
+])
+def test_bad_input(call, named):
+    with pytest.raises(InputError, match=named):
+        call()
