@@ -15,8 +15,8 @@ _EXPORTS = {
     "read_long": "long_text",
     "with_cache": "long_text",
     "compare_to_baseline": "stats",
-    "distinct": "metrics",
-    "repeated": "metrics",
-    "topic_retention": "metrics",
+    "distinct": "text_statistics",
+    "repeated": "text_statistics",
+    "topic_retention": "text_statistics",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

@@ -1,38 +1,52 @@
-"Repetition and topic: bounds, lengths, refusals."
+"""Task metrics: loaded without a network, right on cases counted by hand."""
+
+import socket
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from modernllm.core.config import InputError
-from modernllm.evaluation.metrics import distinct, frequent_words, repeated, shared, topic_retention, words
+from modernllm.evaluation import metrics
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=4, max_size=60), st.integers(1, 4))
-def test_distinct_counts_ngrams(items, n):
-    grams = {",".join(map(str, items[i : i + n])) for i in range(len(items) - n + 1)}
-    assert distinct(items, n) == pytest.approx(len(grams) / (len(items) - n + 1))
-    assert 0 < distinct(items, n) <= 1 and repeated(items, n) == pytest.approx(1 - distinct(items, n))
-    assert repeated(items + items, n) + 1e-9 >= (len(items) - n + 1) / (2 * len(items) - n + 1)
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a metric opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def test_words_without_digits_and_punctuation():
-    assert words("The tide @-@ 1 994 , tide_wave ; Élan <unk> a") == ["the", "tide", "tide", "wave", "élan", "unk"]
-    assert frequent_words(["b1b of of", "of it"], 1) == {"of"}
+def test_every_module_loads_offline():
+    metrics.load_metric.cache_clear()
+    assert {metrics.load_metric(name).name for name in metrics.METRIC_MODULES} == set(metrics.METRIC_MODULES)
 
 
-def test_a_text_without_content_shares_nothing():
-    assert shared("moon", "the of", frozenset({"the", "of"})) == 0 == shared("the moon", "", frozenset())
-    assert shared("moon", "moon moon sun", frozenset()) == pytest.approx(2 / 3)
+def test_labels():
+    assert metrics.compute_metrics("sst2", [1, 1, 0, 0], [1, 0, 0, 0]) == {"accuracy": 0.75, "f1": pytest.approx(2 / 3)}
+    three = metrics.compute_metrics("labels", [0, 1, 2, 2], [0, 1, 2, 1])
+    assert three == {"accuracy": 0.75, "f1": pytest.approx((1 + 2 / 3 + 2 / 3) / 3)}
 
 
-@pytest.mark.parametrize("call, told", [
-    (lambda: distinct([1, 2], 3), "n: given 3, allowed 1 to the 2 items"),
-    (lambda: distinct([1, 2], 0), "n: given 0"),
-    (lambda: topic_retention(["a"], ["b"], frozenset()), "1 prompts and 1 texts"),
-    (lambda: topic_retention(["a", "b"], ["b"], frozenset()), "2 prompts and 1 texts"),
-])  # fmt: skip
-def test_bad_input(call, told):
-    with pytest.raises(InputError, match=told):
-        call()
+def test_rouge_is_the_mean_of_the_reference_implementation():
+    predictions, references = ["the cat sat. It slept.", "a dog"], ["The cat sat down. It slept well.", "no match here"]
+    scorer = RougeScorer(["rouge1", "rougeL"])
+    found = metrics.compute_metrics("samsum", predictions, references)
+    for name in ("rouge1", "rougeL"):
+        values = [scorer.score(r, p)[name].fmeasure for p, r in zip(predictions, references)]
+        assert found[name] == pytest.approx(sum(values) / 2)
+    assert found["rougeLsum"] >= found["rougeL"] > 0
+    assert found == metrics.compute_metrics("samsum", predictions, references)  # no bootstrap inside
+
+
+def test_numbers():
+    found = metrics.compute_metrics("gsm8k", ["#### 4", "It is 5.", "#### 6."], ["#### 4", "#### 5", "#### 6"])
+    assert found == {"exact_match": pytest.approx(1 / 3), "exact_match_flexible": 1.0}
+
+
+@pytest.mark.parametrize("task, predictions, references, said", [
+    ("sst", [1], [1], "sst2"), ("sst2", [1], [1, 0], "1 predictions and 2 references"), ("gsm8k", [], [], "at least 1"),
+])
+def test_bad_input_is_named(task, predictions, references, said):
+    with pytest.raises(InputError, match=said):
+        metrics.compute_metrics(task, predictions, references)
