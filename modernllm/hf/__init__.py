@@ -1,0 +1,12 @@
+"""Pretrained models at work: prompt templates, zero- and few-shot prompting. Public names are loaded when they are first used."""
+
+from modernllm import lazily
+
+_EXPORTS = {
+    "TEMPLATES": "templates",
+    "Template": "templates",
+    "classify": "prompting",
+    "draw_shots": "prompting",
+    "solve": "prompting",
+}
+__getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)
