@@ -15,6 +15,8 @@ _EXPORTS = {
     "read_long": "long_text",
     "with_cache": "long_text",
     "compare_to_baseline": "stats",
+    "greedy_answers": "seq2seq",
+    "score_pairs": "seq2seq",
     "distinct": "metrics",
     "repeated": "metrics",
     "topic_retention": "metrics",
