@@ -21,6 +21,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+REAL_MIRROR = os.environ.get("MODERNLLM_DATA", "")  # for the tests that read real data
 for name in ("MODERNLLM_DATA", "MODERNLLM_ROOT", "MODERNLLM_STUDIES", "WANDB_API_KEY", "SNAKEMAKE_PROFILE"):
     os.environ.pop(name, None)
 
@@ -57,3 +58,12 @@ def project(tmp_path, monkeypatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def real_mirror(monkeypatch):
+    "The mirror that MODERNLLM_DATA named when the tests were started; skipped without one."
+    if not Path(REAL_MIRROR, "manifest.json").is_file() or not REAL_MIRROR:
+        pytest.skip("MODERNLLM_DATA names no mirror")
+    monkeypatch.setenv("MODERNLLM_DATA", REAL_MIRROR)
+    return Path(REAL_MIRROR)

@@ -11,24 +11,23 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from ..core.config import InputError, RunFailed, check_name
 from ..core.telemetry import Telemetry
 from .peers import TRAIN_PEERS, llama_generate, llama_nats
 from ..evaluation.perplexity import token_nats
-from .timing import OURS, Bench, InterleavedTiming, metric_name, time_interleaved
+from .timing import OURS, Bench, InterleavedTraining, Turns, metric_name, time_interleaved
 from ..models.budget import total_parameters, training_flops
 from ..models.config import ModernLLMConfig
 from ..models.transformer import ModernDecoderLM
 from ..models.logprobs import ROWS, ROWS_ELSEWHERE
 from ..training.objectives import LanguageModelling
 from ..training.trainer import TrainConfig, Trainer
-from ..training.utilisation import clock, matmul_limit
+from ..training.utilisation import fastest, matmul_limit
 
 # %% ../../nbs/46_benchmarking/bench.ipynb #825ba00f
 SHAPES = {
@@ -98,12 +97,7 @@ def own_limit(
     flops = seconds = 0.0
     for times, m, k, n in products:
         a, b = torch.ones(m, k, dtype=torch.bfloat16, device=device), torch.ones(n, k, dtype=torch.bfloat16, device=device)
-        best = float("inf")
-        for _ in range(repeats):
-            start = clock(device)
-            a @ b.T
-            best = min(best, clock(device) - start)
-        flops, seconds = flops + times * 2 * m * k * n, seconds + times * best
+        flops, seconds = flops + times * 2 * m * k * n, seconds + times * fastest(partial(torch.mm, a, b.T), device, repeats)
     return flops / seconds
 
 # %% ../../nbs/46_benchmarking/bench.ipynb #a55e2957
@@ -152,10 +146,13 @@ def bench_train(
     with _threads(threads), tempfile.TemporaryDirectory() as folder:
         peers = {name: make(model, batches, config) for name, make in TRAIN_PEERS.items()}
         limits = lambda: (matmul_limit(device), own_limit(products, device))
-        timing = InterleavedTiming(bench, peers, steps, rounds, seconds, limits)
+        loops = {name: partial(peer.run, steps) for name, peer in peers.items()}
+        turns = Turns(bench, loops, device, rounds=rounds, seconds=seconds, limits=limits)
         telemetry = Telemetry(folder)
-        Trainer(model, LanguageModelling(), batches, config, callbacks=[timing], telemetry=telemetry).fit()
+        callbacks = [InterleavedTraining(turns, steps)]
+        Trainer(model, LanguageModelling(), batches, config, callbacks=callbacks, telemetry=telemetry).fit()
         telemetry.close()
+    bench.checks = turns.last
     return bench
 
 # %% ../../nbs/46_benchmarking/bench.ipynb #5c845c15
@@ -174,16 +171,14 @@ def bench_generate(
     ids = ZipfBatches(model.config.vocab_size, 1, prompt)[0]["input_ids"].to(model.device)
     model.eval()
     with _threads(threads):
-        sides: dict[str, Callable[[], Tensor]] = {
-            OURS: lambda: model.generate(ids, max_new_tokens=new, do_sample=False, pad_token_id=0)}
-        for cache in ("dynamic", "static"):
-            peer = llama_generate(model, cache)
-            sides[f"transformers, {cache} cache"] = lambda peer=peer: peer(ids, new)
-        texts = time_interleaved(bench, sides, rounds, seconds, model.device)
+        ours = partial(model.generate, ids, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        peers = {f"transformers, {cache} cache": partial(llama_generate(model, cache), ids, new)
+                 for cache in ("dynamic", "static")}
+        texts = time_interleaved(ours, Turns(bench, peers, model.device, rounds=rounds, seconds=seconds))
     bench.checks = {name: (text == texts[OURS])[:, prompt:].float().mean().item() for name, text in texts.items()}
     return bench
 
-
+# %% ../../nbs/46_benchmarking/bench.ipynb #5fcff247
 def bench_eval(
     shape: str = "10m",  # one of SHAPES
     *,
@@ -205,7 +200,8 @@ def bench_eval(
         return float(token_nats(model, tokens, first=first, context=context, batch_size=batch_size).sum(dtype="float64"))
 
     with _threads(threads):
-        nats = time_interleaved(bench, {OURS: ours, "transformers Llama": lambda: llama(ids)}, rounds, seconds, model.device)
+        turns = Turns(bench, {"transformers Llama": partial(llama, ids)}, model.device, rounds=rounds, seconds=seconds)
+        nats = time_interleaved(ours, turns)
     bench.checks = {name: value / bench.tokens for name, value in nats.items()}
     return bench
 
@@ -250,7 +246,7 @@ def train_alone(
         del model  # a peer has its own
         loop.run(steps)
 
-
+# %% ../../nbs/46_benchmarking/bench.ipynb #9febdfec
 def peak_memory(
     side: str,  # OURS, or a peer of training
     shape: str = "10m",

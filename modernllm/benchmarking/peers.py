@@ -83,7 +83,7 @@ class GPT2Block(nn.Module):
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
 
-
+# %% ../../nbs/46_benchmarking/peers.ipynb #07d1d507
 class GPT2(nn.Module):
     "GPT-2: token ids to logits."
 
@@ -111,7 +111,7 @@ class GPT2(nn.Module):
             x = block(x)
         return self.head(self.norm(x))
 
-
+# %% ../../nbs/46_benchmarking/peers.ipynb #11d97d6c
 def nano_loop(
     model: ModernDecoderLM,  # gives the shape
     batches,

@@ -20,9 +20,9 @@ def data():
 # %% ../../nbs/70_cli/data.ipynb #6b5476de
 @data.command("list", epilog=examples("modernllm data list", "MODERNLLM_DATA=~/mirror modernllm data list"))
 def list_():
-    "Print every data set: where it would be read from now, its splits, its licence and what it is."
+    "Print every data set: its kind, where it would be read from now, its splits, its licence and what it is."
     from modernllm.data.sources import CATALOGUE
-    rows = [(name, place(s), ", ".join(s.splits), s.licence, s.title) for name, s in CATALOGUE.items()]
+    rows = [(name, s.kind, place(s), ", ".join(s.splits), s.licence, s.title) for name, s in CATALOGUE.items()]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

@@ -45,11 +45,11 @@ def converted(
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="New folder.  [default: MODEL-CLASS]")
 def export(model, to, out):
     "Save a model and its tokenizer so that transformers reads them without this package."
-    from modernllm.cli.recipe import load_model
+    from modernllm.models.sources import load_pretrained
     from modernllm.core.config import InputError
     if out:
         check_empty(out)
-    loaded, tokenizer, _ = load_model(model)
+    loaded, tokenizer = load_pretrained(model)
     if loaded.config.model_type != "modernllm":
         raise InputError(f"{model} holds a model of type '{loaded.config.model_type}', which transformers reads as it is")
     target, other = converted(loaded, to)

@@ -67,10 +67,10 @@ def prepare(
     "Read the data, and say how model and batches are made of it."
     import torch
 
-    from modernllm.cli.recipe import load_model
     from modernllm.data.corpus import LMBatches, load_corpus
     from modernllm.experiments.pretraining import new_decoder
     from modernllm.models.config import ModernLLMConfig
+    from modernllm.models.sources import load_pretrained
     from modernllm.training.parallel import processes
     data, given, seed = recipe.data, dict(recipe.model), recipe.training.seed
     if data.init:
@@ -85,7 +85,7 @@ def prepare(
 
     def make_model():
         if data.init:
-            return load_model(data.init)[0].to("cuda" if torch.cuda.is_available() else "cpu")
+            return load_pretrained(data.init)[0].to("cuda" if torch.cuda.is_available() else "cpu")
         return new_decoder(corpus, context=context, seed=seed, **given)
 
     return corpus, make_model, make_batches
@@ -95,11 +95,11 @@ def saved_settings(
     recipe,  # a `Recipe` with `init`
 ) -> dict:  # name: value, of the saved model
     "The settings of the model to go on from; `InputError` when others were asked for."
-    from modernllm.cli.recipe import model_folder
-    from modernllm.core.config import InputError
     from transformers import AutoConfig
 
     import modernllm.models.transformer  # noqa: F401  registers the architecture
+    from modernllm.core.config import InputError
+    from modernllm.models.sources import model_folder
     config = AutoConfig.from_pretrained(model_folder(recipe.data.init), local_files_only=True)
     for name, value in recipe.model.items():
         saved = getattr(config, name, None)
@@ -113,9 +113,9 @@ def kept_tokenizer(
     data,  # a `DataConfig`
 ):  # None: one is to be trained
     "The tokenizer of `init` or `tokenizer`; `InputError` when it does not belong to the model or has another size."
-    from modernllm.cli.recipe import load_tokenizer
     from modernllm.core.config import InputError
     from modernllm.data.tokenizers import tokenizer_hash
+    from modernllm.models.sources import load_tokenizer
     folder = data.init or data.tokenizer
     if not folder:
         return None
@@ -148,7 +148,7 @@ def fit(
     out: Path,  # for checkpoints, events.jsonl and the model
 ):  # TrainResult
     "Build the model, train it, save it; the folder is taken only when nothing more can be wrong with the recipe."
-    from modernllm.cli.recipe import claim, save_model
+    from modernllm.cli.recipe import claim, save_trained
     from modernllm.core.telemetry import Telemetry
     from modernllm.evaluation.perplexity import prefix_loss
     from modernllm.training.objectives import LanguageModelling
@@ -165,7 +165,7 @@ def fit(
             model, LanguageModelling(), batches, recipe.training, evaluate=evaluate, folder=out, telemetry=telemetry
         ).fit()
         if processes().is_main_process:
-            save_model(out / "model", model, corpus.tokenizer, recipe)
+            save_trained(out / "model", model, corpus.tokenizer, recipe)
         telemetry.close()
     return result
 
@@ -208,13 +208,16 @@ MODEL = click.argument("model", type=click.Path(exists=True, file_okay=False))
               help="card: one stream, every quotient. lm-eval: each document alone, as lm-evaluation-harness reads it.")
 def evaluate(model, data, split, context, stride, batch_size, convention):
     "Print the perplexity card of a saved model: each quotient with what it was divided by."
-    from modernllm.cli.recipe import load_model, model_folder, read_record
+    from modernllm.cli.recipe import read_recipe, read_record
     from modernllm.core.config import check_name
     from modernllm.data.catalogue import resolve
+    from modernllm.models.sources import load_pretrained, model_folder
     source = resolve(data) if data else None
     if source:
         check_name(f"split of {data}", split, source.splits)
-    loaded, tokenizer, recipe = load_model(model)
+    loaded, tokenizer = load_pretrained(model)
+    folder = model_folder(model)
+    recipe = read_recipe(folder)
     from modernllm.data.corpus import documents, token_split
     from modernllm.data.sources import load
     from modernllm.evaluation.perplexity import perplexity_card
@@ -222,7 +225,7 @@ def evaluate(model, data, split, context, stride, batch_size, convention):
     trained_on = recipe.get("data", "embedded_docs")
     source = source or resolve(trained_on)
     limit = recipe.get("limit_documents") if source.name == trained_on else None
-    before = read_record(model_folder(model)).get("contents", {}).get("data") if source.name == trained_on else None
+    before = read_record(folder).get("contents", {}).get("data") if source.name == trained_on else None
     if before and source.files and source.files.sha256 != before:
         click.echo(f"note: {trained_on} has changed since the training: the model may have seen what is held out now", err=True)
     context = context or loaded.config.max_position_embeddings
@@ -253,8 +256,8 @@ def evaluate(model, data, split, context, stride, batch_size, convention):
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
 def generate(model, prompts, **options):
     "Continue prompts with a saved model."
-    from modernllm.cli.recipe import load_model
-    loaded, tokenizer, _ = load_model(model)
+    from modernllm.models.sources import load_pretrained
+    loaded, tokenizer = load_pretrained(model)
     from modernllm.models.generation import generate_text
     for prompt, text in zip(prompts, generate_text(loaded, tokenizer, list(prompts), **options)):
         click.echo(prompt + text)

@@ -19,8 +19,8 @@ import numpy as np
 from ..core.config import InputError, RunFailed, check_name, settings
 from ..core.provenance import json_sha256
 from ..core.seeding import numpy_rng
-from .catalogue import CATALOGUE, resolve
-from .sources import Loaded, load
+from .catalogue import names, resolve
+from .sources import Loaded, SplitOrigin, load
 from .text_files import END
 from .tokenizers import encode_documents, tokenizer_hash, train_bpe
 
@@ -32,11 +32,10 @@ def documents(
     loaded: Loaded,
 ) -> list[str]:
     "The texts of a split, one a document."
-    if loaded.documents == "pairs":
-        texts = ", ".join(name for name, source in CATALOGUE.items() if not source.is_pairs)
-        raise InputError(f"data set '{loaded.name}' holds pairs, not running text (allowed: {texts})")
+    if loaded.kind != "text":
+        raise InputError(f"data set '{loaded.name}' holds {loaded.kind}, not running text (allowed: {', '.join(names('text'))})")
     rows = loaded.dataset["text"][:]
-    if loaded.documents == "rows":
+    if not loaded.articles:
         return [text for text in rows if text]
     starts = [
         i - 1
@@ -49,21 +48,15 @@ def documents(
 
 # %% ../../nbs/10_data/corpus.ipynb #ed0c98f0
 @dataclass(frozen=True)
-class TokenSplit:
+class TokenSplit(SplitOrigin):
     "Packed tokens of one split, with the counts that perplexity needs."
 
-    name: str  # of the data set that was read
-    split: str
     tokens: np.ndarray  # (n_tokens,) uint16 or uint32, memory-mapped
     document_starts: np.ndarray  # (n_documents,) where each document's <|endoftext|> is
     vocab_size: int
     n_bytes: int
     n_words: int
     n_line_ends: int
-    source: str = "generated"  # mirror, hub, embedded, generated or own
-    generated: bool = True
-    fingerprint: str = ""
-    note: str = ""
 
     def __post_init__(self):
         where = f"corpus '{self.name}', split '{self.split}'"
@@ -89,11 +82,6 @@ class TokenSplit:
     @property
     def n_closed_words(self) -> int:
         return self.n_words + self.n_line_ends
-
-    def provenance(self) -> dict:
-        "The entry in a record's `data`."
-        keys = ("name", "split", "source", "generated", "fingerprint", "note")
-        return {key: getattr(self, key) for key in keys}
 
     def blocks(
         self,
@@ -174,7 +162,7 @@ def token_split(
     if limit_documents is not None:
         fingerprint = json_sha256([fingerprint, limit_documents])
         note = "; ".join(filter(None, [note, f"the first {limit_documents} documents"]))
-    key = json_sha256([PACKING, fingerprint, loaded.documents, tokenizer_hash(tokenizer)])[:16]
+    key = json_sha256([PACKING, fingerprint, loaded.articles, tokenizer_hash(tokenizer)])[:16]
     folder = settings().cache / "corpus" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', loaded.name)[-60:]}-{loaded.split}-{key}"
     if not folder.exists():
         texts = documents(loaded)[:limit_documents:every_nth]
@@ -182,9 +170,9 @@ def token_split(
             raise InputError(f"corpus '{loaded.name}', split '{loaded.split}': is empty")
         _pack(folder, texts, tokenizer)
     return TokenSplit(
-        loaded.name, loaded.split, np.load(folder / "tokens.npy", mmap_mode="r"), np.load(folder / "document_starts.npy"),
-        len(tokenizer), **json.loads((folder / "counts.json").read_text()),
-        source=loaded.source, generated=loaded.generated, fingerprint=fingerprint, note=note,
+        tokens=np.load(folder / "tokens.npy", mmap_mode="r"), document_starts=np.load(folder / "document_starts.npy"),
+        vocab_size=len(tokenizer), **json.loads((folder / "counts.json").read_text()),
+        **{**loaded.origin(), "fingerprint": fingerprint, "note": note},
     )
 
 # %% ../../nbs/10_data/corpus.ipynb #b3307d29

@@ -6,13 +6,19 @@
 __all__ = ['corrupt', 'SpanBatches']
 
 # %% ../../nbs/10_data/spans.ipynb #bbd84318
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..core.config import InputError
 from ..core.provenance import json_sha256
 from ..core.seeding import numpy_rng
 from .corpus import TokenSplit
-from .tasks import END, Pairs, collate
+from .encoding import EncodedRows, collate, end_id, pad_id, text_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # %% ../../nbs/10_data/spans.ipynb #8754acb7
 def _parts(total: int, n: int, rng) -> np.ndarray:
@@ -24,6 +30,7 @@ def _parts(total: int, n: int, rng) -> np.ndarray:
 def corrupt(
     tokens: np.ndarray,  # a block of text
     sentinels: tuple[int, ...],  # ids for the spans, in order
+    end: int,  # id that ends source and target
     rng: np.random.Generator,
     share: float = 0.15,  # of the tokens that are taken out
     mean_length: float = 3.0,  # of a span
@@ -36,33 +43,44 @@ def corrupt(
         source += [*tokens[at : at + kept].tolist(), sentinel]
         target += [sentinel, *tokens[at + kept : at + kept + lost].tolist()]
         at += kept + lost
-    return [*source, END], [*target, END]
+    return [*source, end], [*target, end]
 
 # %% ../../nbs/10_data/spans.ipynb #f9e9822c
+def _token_ids(tokenizer, tokens: Sequence[str]) -> tuple[int, ...]:
+    "Ids of single tokens of the vocabulary."
+    vocabulary = tokenizer.get_vocab()
+    if missing := [token for token in tokens if token not in vocabulary]:
+        raise InputError(f"sentinels: the tokenizer has no token '{missing[0]}'; add it with `add_tokens`")
+    return tuple(vocabulary[token] for token in tokens)
+
+
 class SpanBatches:
     "Batches of span corruption. `batches[i]` is a pure function of (seed, i), for every i from 0 on."
 
     def __init__(
         self,
         split: TokenSplit,
+        tokenizer: "PreTrainedTokenizerFast",  # that the text was encoded with
         *,
         block_size: int,  # tokens before corruption
         batch_size: int,
-        sentinels: tuple[int, ...],
+        sentinels: Sequence[str],  # tokens that stand for the spans, in order
         seed: int = 0,
-        prefix: int | None = None,  # a token before each source
+        prefix: str | None = None,  # before each source
     ):
         if not 8 <= block_size < split.n_tokens:
             raise InputError(f"block_size is {block_size!r}; allowed: 8 to {split.n_tokens - 1}, the length of the text")
         self.split, self.block_size, self.batch_size = split, block_size, batch_size
-        self.sentinels, self.seed, self.prefix = tuple(sentinels), seed, [] if prefix is None else [prefix]
+        self.seed, self.sentinels = seed, _token_ids(tokenizer, sentinels)
+        self.prefix = text_ids(tokenizer, prefix) if prefix else []
+        self.end, self.pad = end_id(tokenizer), pad_id(tokenizer)
 
     def rows(self, i: int) -> tuple[list[list[int]], list[list[int]]]:
         "Sources and targets of batch number `i`."
         rng, sources, targets = numpy_rng(self.seed, "spans", i), [], []
         for start in rng.integers(0, self.split.n_tokens - self.block_size, self.batch_size):
             block = np.asarray(self.split.tokens[start : start + self.block_size], dtype=np.int64)
-            source, target = corrupt(block, self.sentinels, rng)
+            source, target = corrupt(block, self.sentinels, self.end, rng)
             sources.append(self.prefix + source)
             targets.append(target)
         return sources, targets
@@ -72,17 +90,15 @@ class SpanBatches:
     def __getitem__(self, i: int) -> dict:
         if i < 0:
             raise IndexError(f"batch {i}: batches are counted from 0")
-        return collate(*self.rows(i))
+        return collate(*self.rows(i), self.pad)
 
     def identity(self) -> dict:
         "Settings that determine the batches."
         return {"split": self.split.split, "fingerprint": self.split.fingerprint, "block_size": self.block_size,
                 "batch_size": self.batch_size, "sentinels": self.sentinels, "seed": self.seed, "prefix": self.prefix}
 
-    def pairs(self, batches: int) -> Pairs:
+    def pairs(self, batches: int) -> EncodedRows:
         "The first batches as fixed pairs, to evaluate on."
-        rows = [self.rows(i) for i in range(batches)]
+        sources, targets = (sum(side, []) for side in zip(*map(self.rows, range(batches))))
         fingerprint = json_sha256([self.split.fingerprint, "spans", self.block_size, self.sentinels, self.seed, batches])
-        return Pairs(self.split.name, self.split.split, [s for sources, _ in rows for s in sources],
-                     [t for _, targets in rows for t in targets], self.split.source, self.split.generated, fingerprint,
-                     self.split.note)
+        return EncodedRows(inputs=sources, labels=targets, pad=self.pad, **{**self.split.origin(), "fingerprint": fingerprint})

@@ -92,7 +92,7 @@ def text_documents(
     if document:
         yield "".join(document).rstrip() + "\n"
 
-
+# %% ../../nbs/10_data/text_files.ipynb #5b33f29d
 def jsonl_documents(
     path: Path,
     column: str,
@@ -172,7 +172,37 @@ def find_path(
     places = (Path(name).expanduser(), settings().root / name)
     return next((path for path in places if path.exists()), None)
 
+# %% ../../nbs/10_data/text_files.ipynb #bfd566d1
+def _write_arrow(
+    documents: Iterator[str],
+    cached: Path,
+    source: Path,  # which is named when it holds too little text
+):
+    "Documents, one after another, into a memory-mapped file; it appears when it is whole."
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+    from tqdm import tqdm
 
+    temporary = cached.with_name(f".{cached.name}.{os.getpid()}.tmp")
+    features, characters = datasets.Features({"text": datasets.Value("large_string")}), 0
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with ArrowWriter(path=str(temporary), features=features) as writer:
+            for text in tqdm(documents, "reading text", unit="document", delay=2, mininterval=1, leave=False):
+                characters += len(text)
+                writer.write({"text": text})
+            if characters >= SMALLEST_TEXT:
+                writer.finalize()
+        if characters < SMALLEST_TEXT:
+            raise InputError(f"{source}: holds {characters or 'no'} characters of text; needed: {SMALLEST_TEXT:,} or "
+                             "more, a twentieth of them for validation")
+        os.replace(temporary, cached)
+    except OSError as error:
+        raise RunFailed(f"{cached}: cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+# %% ../../nbs/10_data/text_files.ipynb #10379410
 @dataclass(frozen=True)
 class TextFiles:
     "A file or folder of text."
@@ -207,30 +237,11 @@ class TextFiles:
     @cached_property
     def documents(self) -> "datasets.Dataset":
         "All documents, memory-mapped from the cache; `InputError` when they are too little text."
-        import datasets
-        from datasets.arrow_writer import ArrowWriter
-        from tqdm import tqdm
-
         cached = settings().cache / "text_files" / f"{self.sha256[:16]}.arrow"
-        temporary = cached.with_name(f".{cached.name}.{os.getpid()}.tmp")
         if not cached.exists():
-            features, characters = datasets.Features({"text": datasets.Value("large_string")}), 0
-            try:
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                with ArrowWriter(path=str(temporary), features=features) as writer:
-                    for text in tqdm(self.read(), "reading text", unit="document", delay=2, mininterval=1, leave=False):
-                        characters += len(text)
-                        writer.write({"text": text})
-                    if characters >= SMALLEST_TEXT:
-                        writer.finalize()
-                if characters < SMALLEST_TEXT:
-                    raise InputError(f"{self.path}: holds {characters or 'no'} characters of text; needed: {SMALLEST_TEXT:,} or "
-                                     "more, a twentieth of them for validation")
-                os.replace(temporary, cached)
-            except OSError as error:
-                raise RunFailed(f"{cached}: cannot be written: {error.strerror or error}") from None
-            finally:
-                temporary.unlink(missing_ok=True)
+            _write_arrow(self.read(), cached, self.path)
+        import datasets
+
         return datasets.Dataset.from_file(str(cached))
 
     def split(

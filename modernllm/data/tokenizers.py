@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'SMALLEST', 'MOST', 'PIECES', 'ROLES', 'CHAT_TEMPLATE', 'train_bpe', 'tokenizer_hash',
-           'encode_documents']
+           'encode_documents', 'with_tokens']
 
 # %% ../../nbs/10_data/tokenizers.ipynb #f39d85b3
+import copy
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.config import InputError, atomic_write, settings
@@ -123,7 +124,7 @@ def _wrap(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":
         padding_side="left",  # prompts of several lengths then end at the same place
     )
 
-
+# %% ../../nbs/10_data/tokenizers.ipynb #6897f126
 def train_bpe(
     texts: Iterable[str],  # documents of the training split
     vocab_size: int | None = None,  # reserved tokens and bytes included; None: `MOST`, or as many as the text supports
@@ -163,7 +164,7 @@ def train_bpe(
     atomic_write(cached, tokenizer.to_str())
     return _wrap(tokenizer)
 
-
+# %% ../../nbs/10_data/tokenizers.ipynb #b74e3fd1
 def tokenizer_hash(
     tokenizer: "PreTrainedTokenizerFast",
 ) -> str:  # SHA-256, hexadecimal
@@ -187,3 +188,16 @@ def encode_documents(
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = before
+
+# %% ../../nbs/10_data/tokenizers.ipynb #b8e108c9
+def with_tokens(
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[str],  # in the order of their ids
+) -> "PreTrainedTokenizerFast":  # a copy
+    "The tokenizer with control tokens behind its vocabulary."
+    vocabulary = tokenizer.get_vocab()
+    if there := [token for token in tokens if token in vocabulary]:
+        raise InputError(f"tokens: {there[0]!r} is in the vocabulary already; allowed: new ones")
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(list(tokens), special_tokens=True)
+    return more

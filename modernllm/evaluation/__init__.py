@@ -18,5 +18,7 @@ _EXPORTS = {
     "distinct": "text_statistics",
     "repeated": "text_statistics",
     "topic_retention": "text_statistics",
+    "greedy_answers": "seq2seq",
+    "score_pairs": "seq2seq",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

@@ -3,12 +3,15 @@
 from modernllm import lazily
 
 _EXPORTS = {
-    "corpus_table": "pretraining",
+    "corpus_table": "run_io",
     "evaluate_perplexity": "pretraining",
-    "keep_model": "pretraining",
+    "keep_model": "run_io",
     "new_decoder": "pretraining",
     "pretrain": "pretraining",
-    "read_corpus": "pretraining",
+    "read_corpus": "run_io",
+    "read_tasks": "run_io",
+    "read_vocabulary": "run_io",
+    "stand_in": "run_io",
     "finetune": "finetuning",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

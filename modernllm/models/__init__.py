@@ -23,5 +23,8 @@ _EXPORTS = {
     "training_flops": "budget",
     "cache_bytes": "budget",
     "step_memory": "memory",
+    "load_pretrained": "sources",
+    "load_tokenizer": "sources",
+    "save_model": "sources",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

@@ -17,8 +17,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from ..core.evaluation_mode import evaluation_mode
 from ..core.seeding import mix
-from ..data.tasks import END, collate
+from ..data.encoding import collate
 from .benchmark import RESERVED, prefixes
+from .language import EOS, PAD
 from ..training.callbacks import Callback
 
 # %% ../../nbs/52_synthetic/trainability.ipynb #cbcd5f89
@@ -48,9 +49,9 @@ class Substituted:
         rng, sources, targets = random.Random(mix(self.seed, "substituted", i)), [], []
         for _ in range(self.batch_size):
             row = [rng.choice(self.symbols) for _ in range(rng.randint(2, self.length - 1))]
-            sources.append([self.prefix, *row, END])
-            targets.append([*(self.image.get(x, x) for x in row), END])
-        return collate(sources, targets)
+            sources.append([self.prefix, *row, EOS])
+            targets.append([*(self.image.get(x, x) for x in row), EOS])
+        return collate(sources, targets, PAD)
 
 # %% ../../nbs/52_synthetic/trainability.ipynb #6d91e25d
 def loss_of(

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from modernllm.cli.app import main
-from modernllm.data.sources import CATALOGUE
+from modernllm.data.catalogue import CATALOGUE, KINDS
 
 
 def listed(capsys) -> dict[str, str]:  # name: place
     assert main(["data", "list"]) == 0
-    return {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    return {line.split()[0]: line.split()[2] for line in capsys.readouterr().out.splitlines()}
 
 
 def test_a_mirror_is_believed_as_far_as_its_manifest_goes(tmp_path, monkeypatch, capsys):
@@ -23,6 +23,13 @@ def test_a_mirror_is_believed_as_far_as_its_manifest_goes(tmp_path, monkeypatch,
     assert found.keys() == CATALOGUE.keys() and places.items() <= found.items()
     monkeypatch.setenv("MODERNLLM_DATA", "")
     assert set(listed(capsys).values()) == {"hub", "embedded", "generated", "nowhere"}
+
+
+def test_kinds_are_listed(monkeypatch, capsys):
+    monkeypatch.setenv("MODERNLLM_DATA", "")
+    assert main(["data", "list"]) == 0
+    kinds = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert kinds == {name: source.kind for name, source in CATALOGUE.items()} and set(kinds.values()) == set(KINDS)
 
 
 @pytest.mark.parametrize("manifest", [None, "{"])

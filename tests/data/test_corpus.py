@@ -18,9 +18,10 @@ import modernllm
 from modernllm.core.config import InputError, RunFailed
 from modernllm.data import corpus as module
 from modernllm.data.corpus import LMBatches, TokenSplit, documents, load_corpus
+from modernllm.data.encoding import EncodedRows, RowBatches
 from modernllm.data.sources import Loaded
 from modernllm.data.spans import SpanBatches
-from modernllm.data.tasks import Pairs, Seq2SeqBatches
+from modernllm.data.tokenizers import train_bpe
 
 
 def split_from(lengths, vocab_size=1000, dtype=np.uint16):
@@ -153,7 +154,7 @@ def test_empty_split():
 
 
 def test_empty_corpus(mirror, cache, monkeypatch):
-    empty = Loaded("tinystories", "train", "mirror", datasets.Dataset.from_dict({"text": ["", ""]}), "0")
+    empty = Loaded("tinystories", "train", datasets.Dataset.from_dict({"text": ["", ""]}), source="mirror", fingerprint="0")
     monkeypatch.setattr(module, "load", lambda name, split, **_: empty)
     with pytest.raises(InputError, match="the corpus is empty"):
         load_corpus("tinystories", 300)
@@ -182,7 +183,7 @@ def test_articles_behind_one_another_are_the_published_file(mirror, cache):
 
 def test_rows_before_the_first_heading_are_kept():
     rows = [" loose line \n", "", " = One = \n", "", " text \n"]
-    loaded = Loaded("wikitext2", "test", "mirror", datasets.Dataset.from_dict({"text": rows}), "0", documents="articles")
+    loaded = Loaded("wikitext2", "test", datasets.Dataset.from_dict({"text": rows}), articles=True)
     assert documents(loaded) == [" loose line \n", " \n = One = \n \n text \n"]
 
 
@@ -259,7 +260,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "wide/counts.json").read_text()) == {"n_bytes": 2, "n_words": 2, "n_line_ends": 0}
 
 
-def test_iteration_ends_after_one_epoch_and_what_has_no_end_says_so():
+def test_iteration_ends_after_one_epoch_and_what_has_no_end_says_so(cache):
     "`__getitem__` alone makes a class iterable, and one that answers every index never ends."
     split = split_from([30, 20])
     for shuffle in (False, True):
@@ -267,10 +268,11 @@ def test_iteration_ends_after_one_epoch_and_what_has_no_end_says_so():
         epoch = list(batches)
         assert len(epoch) == len(batches) == 4
         assert all(torch.equal(batch["targets"], batches[i]["targets"]) for i, batch in enumerate(epoch))
-    pairs = Seq2SeqBatches(Pairs("x", "train", [[5, 1]] * 5, [[6, 1]] * 5), batch_size=2)
+    pairs = RowBatches(EncodedRows("x", "train", [[5, 1]] * 5, [[6, 1]] * 5), batch_size=2)
     assert len(list(pairs)) == len(pairs) == 3
+    spans = SpanBatches(split, train_bpe(["a b"], 264), block_size=8, batch_size=2, sentinels=("<|user|>", "<|end|>"))
     with pytest.raises(TypeError, match="not iterable"):
-        iter(SpanBatches(split, block_size=8, batch_size=2, sentinels=(2, 3)))
+        iter(spans)
 
 
 def test_every_class_with_items_says_how_it_is_iterated():

@@ -15,7 +15,8 @@ def test_committed_manifest_covers_the_catalogue(root):
     datasets = json.loads((root / "data/DATASET_MANIFEST.json").read_text())["datasets"]
     assert list(datasets) == list(CATALOGUE)
     for name, source in CATALOGUE.items():
-        assert datasets[name]["licence"] == source.licence and tuple(datasets[name]["splits"]) == source.splits
+        assert datasets[name]["licence"] == source.licence and datasets[name]["kind"] == source.kind
+        assert tuple(datasets[name]["splits"]) == source.splits
         for split, entry in datasets[name]["splits"].items():
             if entry["obtained"] and entry["place"] == "mirror":
                 assert entry["note"] == source.mirror[split].note and len(entry["file"]["sha256"]) == 64

@@ -9,6 +9,7 @@ import pytest
 
 from modernllm.core.config import InputError
 from modernllm.data import sources
+from modernllm.data.catalogue import CATALOGUE
 from modernllm.data.sources import load
 
 
@@ -201,3 +202,26 @@ def test_empty_data_set(mirror, monkeypatch):
     monkeypatch.setattr(sources, "_from_mirror", lambda *_: [])
     with pytest.raises(InputError, match="has no rows"):
         load("wikitext2", "test")
+
+
+def test_a_stand_in_is_of_the_same_kind():
+    for name, other, said in (("sst2", "generated_pairs", "pairs, one labels"), ("samsum", "embedded_docs", "text, one pairs")):
+        with pytest.raises(InputError, match=said):
+            load(name, "train", stand_in=other)
+
+
+# How many of the first columns of each kind hold something to read.
+KINDS = {"text": 1, "pairs": 2, "labels": 1, "preferences": 2, "conversations": 3, "choices": 1}
+
+
+@pytest.mark.parametrize("name", [name for name, source in CATALOGUE.items() if source.mirror])
+def test_every_set_is_in_the_mirror_with_its_columns(real_mirror, name):
+    source = CATALOGUE[name]
+    split = [split for split in source.splits if split in source.mirror][-1]
+    loaded = load(name, split)
+    row = loaded.dataset[0]
+    assert loaded.source == "mirror" and loaded.kind == source.kind and tuple(row) == source.columns
+    for column in source.columns[: KINDS[source.kind]]:
+        assert isinstance(row[column], (str, list, dict)), column
+    if source.labels:
+        assert {*loaded.dataset["label"][:]} == {*range(len(source.labels))}

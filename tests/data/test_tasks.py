@@ -8,21 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modernllm.core.config import InputError
-from modernllm.data.catalogue import CATALOGUE
+from modernllm.data.catalogue import CATALOGUE, names
 from modernllm.data.corpus import TokenSplit, load_corpus
 from modernllm.data.sources import load
 from modernllm.data.spans import SpanBatches, corrupt
-from modernllm.data.tasks import (
-    END,
-    PAD,
-    Pairs,
-    Seq2SeqBatches,
-    TaskDatasetConfig,
-    load_task_set,
-    read_texts,
-    shared_tokenizer,
-    task_sets,
-)
+from modernllm.data.tasks import TaskDatasetConfig, load_task_set, read_texts, shared_tokenizer
+from modernllm.data.tokenizers import with_tokens
 
 
 @pytest.fixture
@@ -30,15 +21,15 @@ def tokenizer(cache):
     return shared_tokenizer(read_texts("generated_pairs", "train")[1:], 300)
 
 
-def test_every_set_of_pairs_has_two_columns():
-    assert set(task_sets()) == {"geoquery", "overnight", "uspto50k", "java_cs", "samsum", "generated_pairs"}
-    assert all(len(CATALOGUE[name].columns) == 2 for name in task_sets())
+def test_every_set_of_pairs_has_a_source_and_a_target():
+    assert {"geoquery", "overnight", "uspto50k", "java_cs", "samsum", "gsm8k", "multi30k"} <= set(names("pairs"))
+    assert all(len(CATALOGUE[name].columns) >= 2 for name in names("pairs"))
 
 
 def test_generated_pairs_are_named_as_generated(tokenizer):
     tasks = load_task_set(TaskDatasetConfig(name="generated_pairs"), tokenizer)
     assert all(p.generated and p.source == "generated" for p in (tasks.train, tasks.validation, tasks.test))
-    rows = [tuple(source) for pairs in (tasks.train, tasks.validation, tasks.test) for source in pairs.sources]
+    rows = [tuple(source) for pairs in (tasks.train, tasks.validation, tasks.test) for source in pairs.inputs]
     assert len(set(rows)) == len(rows)
 
 
@@ -73,12 +64,13 @@ def test_a_wrong_config_is_refused_in_one_line(values, said):
 
 
 def test_what_does_not_fit_is_left_out_and_said(tokenizer):
-    config = TaskDatasetConfig(name="generated_pairs", max_source_length=30, max_target_length=40, limit=50, prefix=299)
-    train = load_task_set(config, tokenizer).train
+    tokenizer = with_tokens(tokenizer, ["<|task|>"])
+    config = TaskDatasetConfig(name="generated_pairs", max_source_length=30, max_target_length=40, limit=50, prefix="<|task|>")
+    train, end = load_task_set(config, tokenizer).train, tokenizer.eos_token_id
     assert len(train) == 50 and "left out" in train.note and "50 of" in train.note
-    assert all(s[0] == 299 and s[-1] == END and len(s) <= 30 for s in train.sources)
-    assert all(t[-1] == END and len(t) <= 40 for t in train.targets)
-    with pytest.raises(InputError, match="none of 600 pairs has at most"):
+    assert all(s[0] == 300 and s[-1] == end and len(s) <= 30 for s in train.inputs)
+    assert all(t[-1] == end and len(t) <= 40 for t in train.labels)
+    with pytest.raises(InputError, match="none of 600 examples has at most"):
         load_task_set(TaskDatasetConfig(name="generated_pairs", max_source_length=3), tokenizer)
 
 
@@ -89,37 +81,11 @@ def test_running_text_and_pairs_are_not_mixed_up(cache):
         read_texts("generated_pair", "train")
 
 
-def test_pairs_that_are_no_pairs_are_refused():
-    with pytest.raises(InputError, match="1 sources and 0 targets"):
-        Pairs("x", "train", [[5, 1]], [])
-
-
-@settings(max_examples=25, deadline=None)
-@given(n=st.integers(1, 9), batch_size=st.integers(1, 7), seed=st.integers(0, 3))
-def test_every_pair_comes_once_an_epoch(n, batch_size, seed):
-    pairs = Pairs("x", "train", [[3 + k, END] for k in range(n)], [[13 + k, END] for k in range(n)])
-    batches = Seq2SeqBatches(pairs, batch_size=batch_size, seed=seed)
-    seen = [row[0] for i in range(n) for row in batches[i]["input_ids"].tolist()]  # n batches are batch_size epochs
-    assert sorted(seen) == sorted([*range(3, 3 + n)] * batch_size)
-    assert all((batches[i]["labels"][:, 0] == batches[i]["input_ids"][:, 0] + 10).all() for i in range(n))
-    ordered = Seq2SeqBatches(pairs, batch_size=batch_size, shuffle=False)
-    assert [row[0] for i in range(len(ordered)) for row in ordered[i]["input_ids"].tolist()] == [*range(3, 3 + n)]
-
-
-def test_a_batch_is_padded_and_its_padding_is_no_target():
-    batch = Seq2SeqBatches(Pairs("x", "train", [[5, 6, END], [7, END]], [[9, END], [8, 8, END]]), batch_size=2, shuffle=False)[0]
-    assert batch["input_ids"].tolist() == [[5, 6, END], [7, END, PAD]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["labels"].tolist() == [[9, END, -100], [8, 8, END]]
-    with pytest.raises(InputError, match="batch_size is 0"):
-        Seq2SeqBatches(Pairs("x", "train", [[1]], [[1]]), batch_size=0)
-
-
 @settings(max_examples=50, deadline=None)
 @given(n=st.integers(8, 80), seed=st.integers(0, 5), share=st.floats(0.05, 0.6))
 def test_source_and_target_hold_the_text(n, seed, share):
     marks = tuple(range(1000, 1016))
-    source, target = corrupt(np.arange(10, 10 + n), marks, np.random.default_rng(seed), share=share)
+    source, target = corrupt(np.arange(10, 10 + n), marks, 1, np.random.default_rng(seed), share=share)
     spans, current = {}, None
     for token in target[:-1]:
         if token in marks:
@@ -127,15 +93,19 @@ def test_source_and_target_hold_the_text(n, seed, share):
         else:
             current.append(token)
     text = [token for part in source[:-1] for token in spans.get(part, [part])]
-    assert text == list(range(10, 10 + n)) and source[-1] == target[-1] == END and all(spans.values())
+    assert text == list(range(10, 10 + n)) and source[-1] == target[-1] == 1 and all(spans.values())
 
 
-def test_spans_are_a_function_of_seed_and_index():
-    tokens = np.arange(3, 203, dtype=np.uint16)
-    text = TokenSplit("text", "train", tokens, np.array([0]), 300, n_bytes=1, n_words=1, n_line_ends=0)
-    make = lambda seed: SpanBatches(text, block_size=32, batch_size=4, sentinels=(301, 302), seed=seed)
+def test_spans_are_a_function_of_seed_and_index(tokenizer):
+    marks, tokens = ("<extra_id_0>", "<extra_id_1>"), np.arange(3, 203, dtype=np.uint16)
+    tokenizer = with_tokens(tokenizer, marks)
+    text = TokenSplit("text", "train", tokens, np.array([0]), 302, n_bytes=1, n_words=1, n_line_ends=0)
+    make = lambda seed: SpanBatches(text, tokenizer, block_size=32, batch_size=4, sentinels=marks, seed=seed)
     assert json.dumps(make(1).rows(5)) == json.dumps(make(1).rows(5)) != json.dumps(make(2).rows(5))
+    assert make(1).pairs(2).inputs == make(1).rows(0)[0] + make(1).rows(1)[0]
     with pytest.raises(IndexError):
         make(1)[-1]
     with pytest.raises(InputError, match="allowed: 8 to 199"):
-        SpanBatches(text, block_size=200, batch_size=4, sentinels=(301, 302))
+        SpanBatches(text, tokenizer, block_size=200, batch_size=4, sentinels=marks)
+    with pytest.raises(InputError, match="no token '<gap>'"):
+        SpanBatches(text, tokenizer, block_size=20, batch_size=4, sentinels=("<gap>",))

@@ -9,7 +9,8 @@ import torch
 from modernllm.core.config import InputError, atomic_write, settings
 from modernllm.core.runs import Run
 from modernllm.experiments import pretraining
-from modernllm.experiments.pretraining import keep_model, new_decoder, pretrain, evaluate_perplexity, read_corpus
+from modernllm.experiments.pretraining import evaluate_perplexity, new_decoder, pretrain
+from modernllm.experiments.run_io import keep_model, read_corpus
 from modernllm.training.callbacks import Callback
 from modernllm.training.config import TrainConfig
 
@@ -85,7 +86,7 @@ def test_a_killed_training_goes_on_and_leaves_what_one_without_a_kill_leaves(run
         pretrain(run, new_decoder(corpus, context=16, seed=0, **SMALL), corpus, config, callbacks=[Killer()], **LENGTHS)
     model = new_decoder(corpus, context=16, seed=0, **SMALL)
     pretrain(run, model, corpus, config, callbacks=[Callback()], **LENGTHS)
-    keep_model(run, model, corpus)
+    keep_model(run, model, corpus.tokenizer)
     curves = run.finish().curves
     straight = Run.start(study="s", variant="v", seed=0, profile="smoke")
     same = new_decoder(corpus, context=16, seed=0, **SMALL)

@@ -5,7 +5,7 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from modernllm.core.config import InputError
-from modernllm.data.tasks import collate
+from modernllm.data.encoding import collate
 from modernllm.experiments.finetuning import score_pairs
 from modernllm.synthetic.benchmark import (
     MIXTURE,
@@ -160,8 +160,8 @@ def test_synthetic_pairs_are_right_and_differ_between_splits(small):
     tasks = held_out_set("replace", small, LENGTH, (20, 10, 10))
     task = prefixed_task(("replace",), small, LENGTH)
     for pairs in (tasks.train, tasks.validation, tasks.test):
-        assert pairs.generated and all(task.reference(s[:-1]) == t[:-1] for s, t in zip(pairs.sources, pairs.targets))
-    assert tasks.train.sources[:10] != tasks.validation.sources
+        assert pairs.generated and all(task.reference(s[:-1]) == t[:-1] for s, t in zip(pairs.inputs, pairs.labels))
+    assert tasks.train.inputs[:10] != tasks.validation.inputs
 
 
 def test_what_is_no_start_and_no_held_out_task_is_refused(small):
@@ -209,6 +209,6 @@ def test_a_lowered_program_still_fits_any_model_of_transformers(small, tmp_path)
     model, _ = new_start("identity", small, LENGTH)
     model.save_pretrained(tmp_path)
     again = T5ForConditionalGeneration.from_pretrained(tmp_path)
-    batch = collate([[small.vocab_size - 2, 5, 6, 1]], [[5, 6, 1]])
+    batch = collate([[small.vocab_size - 2, 5, 6, 1]], [[5, 6, 1]], pad=0)
     with torch.no_grad():
         assert torch.equal(again.eval()(**batch).logits, model.eval()(**batch).logits)

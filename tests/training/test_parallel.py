@@ -150,6 +150,6 @@ def test_accelerate_launch(tmp_path):
     assert done.stdout.count("4 steps") == 1  # the first process speaks
     state = checkpoints.load_latest(tmp_path / "out").state
     assert state["processes"] == 2 and state["config"]["sharding"] == "full"
-    from modernllm.cli.recipe import load_model
-    model, _, _ = load_model(tmp_path / "out")
+    from modernllm.models.sources import load_pretrained
+    model, _ = load_pretrained(tmp_path / "out")
     assert sum(p.numel() for p in model.parameters()) > 10_000
