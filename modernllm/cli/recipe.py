@@ -20,7 +20,8 @@ from pydantic import Field
 from ..core.config import Config, InputError, atomic_write, did_you_mean, load_yaml, settings
 from ..core.locks import lock, unlock
 from ..core.provenance import environment, file_sha256, git_state, json_sha256
-from ..models.sources import model_folder, save_model, weights_sha256
+from ..models.pretrained import model_folder, weights_sha256
+from ..models.sources import save_model
 
 # %% ../../nbs/70_cli/recipe.ipynb #5e9c89f7
 Positive = typing.Annotated[int, Field(ge=1)]

@@ -99,7 +99,7 @@ def saved_settings(
 
     import modernllm.models.transformer  # noqa: F401  registers the architecture
     from modernllm.core.config import InputError
-    from modernllm.models.sources import model_folder
+    from modernllm.models.pretrained import model_folder
     config = AutoConfig.from_pretrained(model_folder(recipe.data.init), local_files_only=True)
     for name, value in recipe.model.items():
         saved = getattr(config, name, None)
@@ -211,7 +211,8 @@ def evaluate(model, data, split, context, stride, batch_size, convention):
     from modernllm.cli.recipe import read_recipe, read_record
     from modernllm.core.config import check_name
     from modernllm.data.catalogue import resolve
-    from modernllm.models.sources import load_pretrained, model_folder
+    from modernllm.models.pretrained import model_folder
+    from modernllm.models.sources import load_pretrained
     source = resolve(data) if data else None
     if source:
         check_name(f"split of {data}", split, source.splits)

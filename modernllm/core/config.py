@@ -347,6 +347,7 @@ class Settings:
 
     root: Path  # project root
     data: Path | None  # mirror of public data sets
+    models: Path | None  # folders of pretrained models
     runs: Path  # run folders, can be removed
     cache: Path  # prepared data, can be removed
     studies: Path  # one folder a study
@@ -380,6 +381,7 @@ def settings() -> Settings:
     return Settings(
         root=root,
         data=_path("MODERNLLM_DATA", None),
+        models=_path("MODERNLLM_MODELS", None),
         runs=_path("MODERNLLM_RUNS", root / "runs"),
         cache=_path("MODERNLLM_CACHE", root / "data/cache"),
         studies=_path("MODERNLLM_STUDIES", root / "nbs/studies"),

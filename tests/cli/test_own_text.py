@@ -81,7 +81,8 @@ def test_go_on_from_a_saved_model(here, capsys, tmp_path):
     line = ["train", "data=more.txt", "init=first", "batch_size=2", "max_steps=1", "learning_rate=1e-9", "precision=fp32"]
     assert main([*line, "num_hidden_layers=1", "--out", str(tmp_path / "next")]) == 0
     assert "of first" in capsys.readouterr().out
-    from modernllm.models.sources import load_pretrained, weights_sha256
+    from modernllm.models.pretrained import weights_sha256
+    from modernllm.models.sources import load_pretrained
     (old, tokenizer), (new, kept) = load_pretrained(here / "first"), load_pretrained(tmp_path / "next")
     assert kept.get_vocab() == tokenizer.get_vocab()
     assert all((a - b).abs().max() < 1e-6 for a, b in zip(old.parameters(), new.parameters()))

@@ -7,7 +7,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, T5Config, 
 from modernllm.core.config import InputError
 from modernllm.data.tokenizers import train_bpe, with_tokens
 from modernllm.models.config import ModernLLMConfig
-from modernllm.models.sources import load_pretrained, load_tokenizer, model_folder, save_model
+from modernllm.models.pretrained import model_folder
+from modernllm.models.sources import load_pretrained, load_tokenizer, save_model
 from modernllm.models.transformer import ModernDecoderLM
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
