@@ -150,7 +150,7 @@ def time_interleaved(
         done = turns.end(ours())
     return turns.last
 
-
+# %% ../../nbs/46_benchmarking/timing.ipynb #6ee685c8
 class InterleavedTraining(Callback):
     "Our side is a Trainer: the peers have their turns between its steps, and all that it does in between is timed."
 

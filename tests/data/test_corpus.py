@@ -57,7 +57,7 @@ def test_every_epoch_is_a_permutation_of_the_same_tokens(lengths, shape, epoch):
 def test_documents_stay_whole(lengths, shape, epoch):
     split = split_from(lengths)
     batches = LMBatches(split, **shape)
-    _, _, order = batches._epoch(epoch)
+    order = batches._epoch(epoch).order
     blocks = epoch_blocks(batches, epoch)
     row = torch.cat([blocks[number][0] for number in np.argsort(order)])[: split.n_tokens - 1].tolist()
     last = [targets for _, targets in blocks][int(np.argmax(order))]
