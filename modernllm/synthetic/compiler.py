@@ -14,12 +14,12 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from ..core.config import InputError, check_name
 from ..core.seeding import generator
-from .language import EOS, PAD, Count, Write
+from .expressions import EOS, PAD
 from .layout import Plan, make_plan
 from .program import Program
 from .running import digest
 from .tasks import Task, make_task
-from .weights import BUILDS, Writer
+from .weights import BUILDS, write_weights
 
 # %% ../../nbs/52_synthetic/compiler.ipynb #9f1f8030
 def randomise_unused_rows(
@@ -28,12 +28,11 @@ def randomise_unused_rows(
     seed: int = 0,
 ) -> None:
     "Initialise unused rows of q, k, v and wi randomly; the function does not change, because the next matrix is zero there."
-    first, size = plan.special["one"], model.config.d_model
-    width, draw = model.config.d_kv, generator(seed, 52)
+    size, width, draw = model.config.d_model, model.config.d_kv, generator(seed, 52)
 
     def fill(weight, rows, std):
         values = torch.randn(weight.shape, generator=draw) * std
-        values[:, first : first + plan.anchors] = 0
+        values[:, plan.stream["constant"].slice] = 0
         weight[rows] = values.to(weight.dtype)[rows]
 
     def empty(weight):
@@ -60,8 +59,8 @@ def compile_t5(
     t5_config: T5Config,
     build: str = "exact",  # exact | exact_bf16 | soft
     max_length: int | None = None,  # the longest input without EOS; 512, or a task's own, when not given
-) -> T5ForConditionalGeneration:
-    "A T5 whose weights are computed, not trained, and that performs the program."
+) -> tuple[T5ForConditionalGeneration, Plan]:
+    "A T5 whose weights are computed, not trained, and that performs the program; and its plan."
     chosen = BUILDS[check_name("build", build, BUILDS)]
     task = task_or_program
     if max_length is not None and max_length < 1:
@@ -81,25 +80,12 @@ def compile_t5(
     config = copy.deepcopy(t5_config)
     config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = PAD, PAD, EOS
     model = T5ForConditionalGeneration(config).to(chosen.dtype).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.zero_()
-        writer = Writer(model, plan, chosen)
-        writer.embedding()
-        writer.norms()
-        writer.write_window_bias()
-        for node, place in plan.places.items():
-            if place.heads:
-                writer.attention(node)
-            elif place.units:
-                writer.forward(node)
-        if plan.done:
-            writer.done()
+    write_weights(model, plan, chosen)
     if build == "soft":
         randomise_unused_rows(model, plan)
-        if any(isinstance(n, Count) and n.select.same and isinstance(n.select.same[1], Write) for n in plan.places):
+        if any(node.matches_numbers for node in plan.places):
             line = f"the build 'soft' matches numbers only roughly, and {program.name} does match some: it will err"
             warnings.warn(line, stacklevel=2)
     model.config.synthetic = {"program": program.name, "build": build, "max_length": length, "max_steps": plan.steps}
     model.config.synthetic["digest"] = digest(model)
-    return model
+    return model, plan

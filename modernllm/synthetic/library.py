@@ -107,7 +107,7 @@ def _length(s):
     said = Write(counted(), s.numbers, True)
     return Program("length", said, rank=linear(), keep=(end,), done=Step().at_least(1))
 
-
+# %% ../../nbs/52_synthetic/library.ipynb #e8917fcb
 def _after(s):
     "Flag: behind the separator."
     counted, _ = _rows(s)
@@ -125,16 +125,16 @@ def _before(s):
     return ~(_after(s) + token_in(s.separator))
 
 
-def _count(s):
-    counted, _ = _rows(s)
-    said = Write(counted(same=(tokens, tokens), where=_before(s)), s.numbers)
-    return _answer(s, "count", _argument(s, 1), said)
-
-
 def _answer(s, name, flag, value):
     "Say what the first row with this flag offers; nothing when there is none. The end row offers EOS."
     value = Where(end, tokens, value)
     return _kept(s, name, flag, value=value, done=Step().at_least(1))
+
+
+def _count(s):
+    counted, _ = _rows(s)
+    said = Write(counted(same=(tokens, tokens), where=_before(s)), s.numbers)
+    return _answer(s, "count", _argument(s, 1), said)
 
 
 def _replace(s):
@@ -143,7 +143,7 @@ def _replace(s):
     other = gathered(tokens, where=_argument(s, 2))
     return _kept(s, "replace", _before(s), value=Where(hit, other, tokens))
 
-
+# %% ../../nbs/52_synthetic/library.ipynb #ff2609aa
 def _hit(s):
     "Flag: this position belongs to an occurrence of the pattern behind the separator."
     counted, gathered = _rows(s)
@@ -164,7 +164,7 @@ def _search(s):
 def _delete(s):
     return _kept(s, "delete", _before(s), ~_hit(s))
 
-
+# %% ../../nbs/52_synthetic/library.ipynb #6ad59ad7
 def _union(s):
     return _kept(s, "union", _new(s), ~token_in(s.separator))
 
@@ -235,7 +235,7 @@ def _common(ids, s):
     a, b = _split(ids, s)
     return [x for x in dict.fromkeys(a) if x in b]
 
-
+# %% ../../nbs/52_synthetic/library.ipynb #e937d523
 REFERENCES = {
     "identity": lambda ids, s: ids,
     "set": lambda ids, s: list(dict.fromkeys(ids)),

@@ -36,7 +36,7 @@ def digest(
         found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
     return found.hexdigest()[:16]
 
-
+# %% ../../nbs/52_synthetic/running.ipynb #93f757b6
 def check_model(
     model: T5ForConditionalGeneration,
 ) -> None:
@@ -66,7 +66,7 @@ def check_model(
     if "digest" in made and made["digest"] != digest(model):
         raise InputError("the weights or the config have changed since the model was compiled")
 
-
+# %% ../../nbs/52_synthetic/running.ipynb #8e3c5e51
 @contextmanager
 def exact_settings(
     model: T5ForConditionalGeneration,
@@ -116,7 +116,7 @@ def pad_inputs(
     lengths = torch.tensor([len(row) + 1 for row in sequences])
     return {"input_ids": ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
 
-
+# %% ../../nbs/52_synthetic/running.ipynb #19e4a33b
 def answer(
     model: T5ForConditionalGeneration,
     sequences: Sequence[Sequence[int]],  # data tokens, without EOS

@@ -25,7 +25,7 @@ def test_interpreter_is_the_reference(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_compiled_is_the_reference(name, config):
     task = make_task(name, 60, 16)
-    model = compile_t5(task, config)
+    model, _ = compile_t5(task, config)
     inputs = [[], *sample_cases(task, 16, 8, "all"), *sample_cases(task, 6, 4, "three")]
     assert all(teacher_forced_exactness(model, inputs, [task.reference(ids) for ids in inputs]))
 
@@ -36,13 +36,13 @@ def test_bfloat16_and_gated(config, gated, kernel):
     config.feed_forward_proj = "gated-gelu" if gated else "relu"
     config.is_gated_act, config.dense_act_fn = gated, "gelu_new" if gated else "relu"
     task = make_task("longest_word", 60, 16)
-    cell = measure(compile_t5(task, config, "exact_bf16"), task, kernel, "all", 16, n=12)
+    cell = measure(compile_t5(task, config, "exact_bf16")[0], task, kernel, "all", 16, n=12)
     assert first_failure([cell]) is None and percent([cell]) == 100
 
 
 def test_generate_says_what_the_forced_pass_promises(config):
     task = make_task("mixture", 60, 12)
-    model = compile_t5(task, config)
+    model, _ = compile_t5(task, config)
     assert measure(model, task, "sdpa", "all", 12, "greedy", 4).exact == 4
     assert measure(model, task, "eager", "three", 12, "beam", 2).exact == 2
 
@@ -55,15 +55,15 @@ def test_empty_input_has_a_defined_answer(name):
 
 
 def test_compiled_models_answer_the_empty_input_alone_and_among_others(config):
-    assert answer(compile_t5("sort", config, max_length=8), [[], [5, 4], []]) == [[], [4, 5], []]
+    assert answer(compile_t5("sort", config, max_length=8)[0], [[], [5, 4], []]) == [[], [4, 5], []]
     task = make_task("length", 60, 8)
-    assert answer(compile_t5(task, config), [[]]) == [[task.setting.numbers[0]]]
-    assert answer(compile_t5(task, config), []) == []
+    assert answer(compile_t5(task, config)[0], [[]]) == [[task.setting.numbers[0]]]
+    assert answer(compile_t5(task, config)[0], []) == []
 
 
 def test_finished_cells_are_kept_and_not_measured_again(config, tmp_path):
     task = make_task("reverse", 60, 8)
-    model, measured = compile_t5(task, config), []
+    (model, _), measured = compile_t5(task, config), []
     options = {"kernels": ["sdpa"], "folder": tmp_path, "finished": measured.append}
     first = measure_all(model, task, (4,), {"forced": (4, 0)}, **options)
     again = measure_all(model, task, (4, 8), {"forced": (4, 0)}, **options)
@@ -72,7 +72,7 @@ def test_finished_cells_are_kept_and_not_measured_again(config, tmp_path):
 
 def test_a_wrong_model_is_found_out(config):
     task = make_task("reverse", 60, 8)
-    model = compile_t5(task, config)
+    model, _ = compile_t5(task, config)
     wrong = make_task("identity", 60, 8)
     cells = measure_all(model, wrong, (2, 8), {"forced": (6, 0), "greedy": (2, 0)}, kernels=["sdpa"], pools=["all"])
     assert first_failure(cells) == 2 and percent(cells) < 100
@@ -109,14 +109,14 @@ def test_two_ways_to_the_next_token_must_agree(config):
     follow, plain, behind = (make_task(name, 60, 16).program for name in ("induction", "identity", "reverse"))
     both = replace(plain, follow=follow.follow)
     assert interpret(both, [9, 7, 8]) == [9, 7, 8]
-    assert answer(compile_t5(both, config, max_length=16), [[9, 7, 8], []]) == [[9, 7, 8], []]
+    assert answer(compile_t5(both, config, max_length=16)[0], [[9, 7, 8], []]) == [[9, 7, 8], []]
     with pytest.raises(InputError, match="lead to different tokens"):
         interpret(replace(behind, follow=follow.follow), [9, 7, 8])
 
 
 def test_long_answers_are_generated_under_each_kernel_and_pool_in_turn(config):
     task = make_task("last_token", 60, 69)
-    model = compile_t5(task, config)
+    model, _ = compile_t5(task, config)
     cells = measure_all(model, task, (66, 67, 68, 69), {"forced": (0, 1), "greedy": (0, 1)})
     generated = [(cell.kernel, cell.pool) for cell in cells if cell.way == "greedy"]
     assert len(set(generated)) == len(generated) == 4 and len(cells) == 20 and percent(cells) == 100

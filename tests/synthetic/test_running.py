@@ -22,7 +22,7 @@ from modernllm.synthetic.tasks import make_task
 
 @pytest.fixture
 def model(config):
-    return compile_t5("reverse", config, max_length=8)
+    return compile_t5("reverse", config, max_length=8)[0]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_model_that_was_not_compiled_is_refused(config):
 
 @pytest.mark.parametrize("build", ["exact", "exact_bf16"])
 def test_saving_and_loading_keeps_function_format_and_bound(config, tmp_path, build):
-    compile_t5("reverse", config, build, max_length=8).save_pretrained(tmp_path)
+    compile_t5("reverse", config, build, max_length=8)[0].save_pretrained(tmp_path)
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     assert answer(again, [[7, 8, 9], [4]]) == [[9, 8, 7], [4]]
     with pytest.raises(InputError, match="exact to 8"):
@@ -68,7 +68,7 @@ def test_saving_and_loading_keeps_function_format_and_bound(config, tmp_path, bu
 def test_text_in_text_out(config):
     tokenizer = train_bpe(["a rose is a rose is a rose"] * 20, vocab_size=265)
     fields = {**config.to_dict(), "vocab_size": len(tokenizer)}
-    model = compile_t5("set", T5Config(**fields), max_length=16)
+    model, _ = compile_t5("set", T5Config(**fields), max_length=16)
     text = " a rose is a rose"
     new = tokenizer.decode(list(dict.fromkeys(tokenizer(text, add_special_tokens=False)["input_ids"])))
     assert answer_text(model, tokenizer, [text, ""]) == [new, ""] and len(new) < len(text)
@@ -83,7 +83,7 @@ def test_text_in_text_out(config):
         ({"num_layers": 4}, "needs 5 encoder layers, config has 4"),
         ({"num_decoder_layers": 1}, "needs 2 decoder layers, config has 1"),
         ({"d_ff": 30}, "feed-forward units in one layer, config has 30"),
-        ({"d_model": 40}, "channels, config has 40"),
+        ({"d_model": 40}, r"needs 89 channels \(tokens 16, d1 16, e7 16, 18 others\), config has 40"),
         ({"num_heads": 1}, "needs more heads"),
         ({"d_kv": 8}, "a head needs more"),
     ],
@@ -117,10 +117,10 @@ def test_sums_that_would_lose_whole_numbers_are_refused(config):
 
 def test_what_heads_count_is_far_from_being_wrong(config):
     task = make_task("set", 60, 16)
-    model = compile_t5(task, config)
+    model, plan = compile_t5(task, config)
     for kernel in ("eager", "sdpa"):
         model.set_attn_implementation(kernel)
-        assert count_error(model, task, [[5] * 16, [5, 6] * 8, []]) < 1e-4  # rounding forgives 1/64
+        assert count_error(model, plan, [[5] * 16, [5, 6] * 8, []]) < 1e-4  # rounding forgives 1/64
 
 
 @pytest.mark.parametrize("name", ["set", "delete", "mixture"])
@@ -130,8 +130,8 @@ def test_every_head_that_reads_the_input_is_drawn(config, name):
     ids = [*([task.parts[1][0]] if task.parts else []), 7, 8, 7, task.setting.separator, 8][: 3 if name == "set" else 5]
     found = panels(plan, ids)
     assert len(draw_heads(plan, ids).axes) >= len(found)
-    assert [panel.out[-1] for panel in found if panel.what.startswith("fetch")] == [1]
-    assert all((panel.chosen <= panel.seen).all() for panel in found)
+    assert [panel.pattern.out[-1] for panel in found if panel.pattern.steps] == [1]
+    assert all(set(chosen) <= set(seen) for panel in found for chosen, seen in zip(panel.pattern.chosen, panel.pattern.seen))
 
 
 def test_bfloat16_refuses_lengths_it_cannot_count(config):
@@ -140,7 +140,7 @@ def test_bfloat16_refuses_lengths_it_cannot_count(config):
 
 
 def test_live_fill_leaves_the_function_and_gives_gradients(config):
-    model = compile_t5("set", config, "soft", max_length=12)
+    model, _ = compile_t5("set", config, "soft", max_length=12)
     assert answer(model, [[7, 8, 7, 9]]) == [[7, 8, 9]]
     loss = model(input_ids=torch.tensor([[7, 8, 7, 1]]), labels=torch.tensor([[8, 7, 1]])).loss
     loss.backward()
@@ -184,10 +184,15 @@ GENERATION = {
 
 
 @pytest.fixture(scope="module")
-def shared():
-    "One compiled model; whoever changes it takes a copy."
+def compiled():
     return compile_t5("reverse", T5Config(vocab_size=60, d_model=192, d_kv=64, num_heads=8, d_ff=160, num_layers=3,
                                           num_decoder_layers=3), max_length=8)
+
+
+@pytest.fixture
+def shared(compiled):
+    "One compiled model; whoever changes it takes a copy."
+    return compiled[0]
 
 
 @pytest.mark.parametrize("name", GENERATION)
@@ -201,16 +206,15 @@ def test_generation_settings_do_not_reach_an_answer(shared, name):
 
 @pytest.mark.parametrize("around", [contextlib.nullcontext, AUTOCAST])
 @pytest.mark.parametrize("mode", ["train", "one part", "gradient checkpointing"])
-def test_modes_do_not_reach_an_answer(shared, mode, around):
+def test_modes_do_not_reach_an_answer(shared, compiled, mode, around):
     model = copy.deepcopy(shared)
     (model.decoder if mode == "one part" else model).train()
     if mode == "gradient checkpointing":
         model.gradient_checkpointing_enable()
     modes = [module.training for module in model.modules()]
-    task = make_task("reverse", 60, 8)
     with around():
         assert answer(model, ASKED) == SAID and teacher_forced_exactness(model, ASKED, SAID) == [True] * len(ASKED)
-        assert count_error(model, task, ASKED) < 1e-4
+        assert count_error(model, compiled[1], ASKED) < 1e-4
         assert torch.is_autocast_enabled("cpu") == (around is AUTOCAST)
     assert [module.training for module in model.modules()] == modes
     with pytest.raises(InputError):
@@ -303,6 +307,6 @@ def test_models_without_a_digest_still_answer(shared):
 def test_a_special_token_spelt_in_a_text_is_text():
     tokenizer = train_bpe(["a rose is a rose is a rose"] * 20, vocab_size=265)
     fields = dict(d_model=128, d_kv=32, num_heads=4, d_ff=64, num_layers=2, num_decoder_layers=2)
-    model = compile_t5("reverse", T5Config(vocab_size=len(tokenizer), **fields), max_length=24)
+    model, _ = compile_t5("reverse", T5Config(vocab_size=len(tokenizer), **fields), max_length=24)
     text = "<|end|><|pad|>"
     assert answer_text(model, tokenizer, [text]) == [text[::-1]]

@@ -19,7 +19,6 @@ from modernllm.synthetic.benchmark import (
     without_embeddings,
 )
 from modernllm.synthetic.compiler import compile_t5
-from modernllm.synthetic.layout import make_plan
 from modernllm.synthetic.trainability import Substituted, gradient_sums, saturation, sharpness, single_steps
 from modernllm.synthetic.trainable import Anneal, PerWeightLR, rescale_channels, fetch_lead, fill_empty_channels, soften_attention
 from modernllm.training.callbacks import Callback
@@ -37,7 +36,7 @@ def small():
 
 def made(small, names=MIXTURE):
     task = prefixed_task(names, small, LENGTH)
-    return compile_t5(task, small, "soft", LENGTH), make_plan(task.program, small, LENGTH), task
+    return *compile_t5(task, small, "soft", LENGTH), task
 
 
 def settings(**more):
