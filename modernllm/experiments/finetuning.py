@@ -119,7 +119,7 @@ def fit_pairs(
     "Train on batches of pairs; with a folder, the weights of the best evaluation stay."
     first = score_pairs(model, validation)
     trainer = Trainer(
-        model, Seq2Seq(), batches, config, evaluate=lambda m: score_pairs(m, validation),
+        model, Seq2Seq(), batches, config, evaluate=lambda model, objective: score_pairs(model, validation),
         callbacks=[ProgressBar(), *callbacks], folder=folder, telemetry=telemetry,
     )
     result = trainer.fit()
