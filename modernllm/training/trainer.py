@@ -73,10 +73,9 @@ class Trainer:
         self.data = DataOrder(batches, config.accumulation, processes, process, epoch_length(batches) if repeats else None)
         self.log = RunLog(self.accelerator, telemetry, self.folder.name if self.folder else None)
         self._history = History(config)
-        self.step, self.stopped = 0, None
+        self.step, self.stopped, self._saved_at = 0, None, time.monotonic()
         self._unread: list[StepLosses] = []  # steps whose losses are still on the device
         self._rollback: tuple | None = None  # arguments of a pending `roll_back`
-        self._saved_at = time.monotonic()
 
     # Of a sharded run (FSDP) these are its own copies until `fit` ends.
     model = property(lambda self: self._update.step.model, doc="The model, without wrappers.")
