@@ -127,7 +127,7 @@ def match_callbacks(
     here = stateful_callbacks(callbacks)
     mine, theirs = ([memory["class"] for memory in side if memory] for side in (here, there))
     if sorted(mine) != sorted(theirs):
-        raise InputError(f"callbacks with a memory are {', '.join(mine) or 'none'} here and {', '.join(theirs) or 'none'} there")
+        raise InputError(f"callbacks with state are {', '.join(mine) or 'none'} here and {', '.join(theirs) or 'none'} there")
     found, left = {}, [place for place, memory in enumerate(there) if memory]
     for place, memory in enumerate(here):
         if memory:

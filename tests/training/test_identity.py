@@ -57,8 +57,8 @@ def test_callbacks_are_known_by_their_class_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     ("callbacks", "said"),
     [
-        (lambda: [EMA(0.9)], "callbacks with a memory are EMA here and EMA, Counter, EMA there"),
-        (lambda: [], "callbacks with a memory are none here and EMA, Counter, EMA there"),
+        (lambda: [EMA(0.9)], "callbacks with state are EMA here and EMA, Counter, EMA there"),
+        (lambda: [], "callbacks with state are none here and EMA, Counter, EMA there"),
         (lambda: [EMA(0.9), Counter(), EMA(0.99), SpikeGuard()], "EMA, Counter, EMA, SpikeGuard here and EMA, Counter, EMA"),
         (lambda: [EMA(0.99), Counter(), EMA(0.9)], "callbacks differ: EMA: decay is 0.99 here and 0.9 there"),
         (lambda: [EMA(0.9), Counter(), EMA(0.5)], "callbacks differ: EMA: decay is 0.5 here and 0.99 there"),
