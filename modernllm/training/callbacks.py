@@ -109,7 +109,7 @@ class LivePlot(Callback):
     def png(self, history: dict) -> bytes:
         from matplotlib.figure import Figure
 
-        from ..core.plotting import series_look, style
+        from modernllm.core.plotting import series_look, style
 
         buffer = io.BytesIO()
         with style():
