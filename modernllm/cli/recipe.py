@@ -100,7 +100,7 @@ def make_recipe(
         if name not in table:
             raise InputError(f"no setting '{name}'{did_you_mean(name, table)} (`modernllm train --fields` lists all)")
     own = {o: {n: v for n, v in values.items() if table[n][0] == o} for o in ("data", "model", "training")}
-    if not {"max_steps", "max_tokens"} & set(own["training"]):
+    if not {"max_steps", "max_tokens", "max_epochs"} & set(own["training"]):
         own["training"]["max_steps"] = 300
     data = DataConfig(**own["data"])
     resolve(data.data)

@@ -215,12 +215,12 @@ def prefix_loss(
     max_tokens: int,  # tokens of the prefix
     batch_size: int | None = None,  # windows at a time; None: by device
     precision: str = "fp32",  # or "bf16"
-):  # model -> {"loss": nats per token}
+):  # (model, objective) -> {"loss": nats per token}
     "An evaluation for the Trainer: mean nats per token over the first `max_tokens` tokens of a split."
     tokens = np.asarray(split.tokens[:max_tokens])
     counted = _is_text(split, len(tokens))
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
+    def evaluate(model: nn.Module, objective=None) -> dict[str, float]:
         nats = token_nats(model, tokens, first=split.end_id, context=context, batch_size=batch_size, precision=precision)
         return {"loss": float(nats[counted].mean(dtype=np.float64))}
     return evaluate

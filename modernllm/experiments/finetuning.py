@@ -47,7 +47,7 @@ def finetune(
     model: nn.Module,
     objective: Objective,
     batches: Any,  # batches[i]: dict of tensors, a pure function of i
-    evaluate: Callable[[nn.Module], dict],  # returns numbers, "loss" among them
+    evaluate: Callable[[nn.Module, Objective], dict],  # returns numbers, `config.best_metric` among them
     config: TrainConfig,
     *,
     callbacks: Sequence[Callback] = (),  # beside the progress bar
@@ -56,7 +56,7 @@ def finetune(
 ) -> Tuned:
     "Score, train, and load the best weights."
     with evaluation_mode(model):
-        first = evaluate(model)
+        first = evaluate(model, objective)
     trainer = Trainer(model, objective, batches, config, evaluate=evaluate, callbacks=[ProgressBar(), *callbacks], folder=folder,
                       telemetry=telemetry)
     result = trainer.fit()

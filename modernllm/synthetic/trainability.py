@@ -191,12 +191,12 @@ class Watch(Callback):
 
     def fit_start(self, trainer):
         if not self.rows:
-            self.look(trainer.inner.model, trainer.step)
+            self.look(trainer.model, trainer.step)
 
     def step_end(self, trainer, row):
         step = row["step"]
         if step % self.every == 0 or step & (step - 1) == 0:
-            self.look(trainer.inner.model, step)
+            self.look(trainer.model, step)
 
     def state_dict(self):
         return {"rows": self.rows}

@@ -194,7 +194,7 @@ class PerWeightLR(Callback):
         self.rates = rates
 
     def fit_start(self, trainer):
-        named = dict(trainer.inner.model.named_parameters())
+        named = dict(trainer.model.named_parameters())
         chosen = {name: rate for name, rate in self.rates.items() if (rate != 1).any()}
         self.weights = [named[name] for name in chosen]
         self.shares = [rate.to(named[name].device) for name, rate in chosen.items()]
@@ -221,7 +221,7 @@ class Anneal(Callback):
 
     @torch.no_grad()
     def updated(self, trainer):
-        for rows, attention, _ in fetch_rows(trainer.inner.model, self.plan) if trainer.step <= self.steps else ():
+        for rows, attention, _ in fetch_rows(trainer.model, self.plan) if trainer.step <= self.steps else ():
             attention.q.weight[rows] *= self.factor
 
 # %% ../../nbs/52_synthetic/trainable.ipynb #c404cf81

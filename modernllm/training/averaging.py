@@ -25,7 +25,7 @@ class AveragedWeights(Callback):
         raise NotImplementedError
 
     def live(self, trainer) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in trainer.inner.named_parameters() if p.requires_grad}
+        return trainer.trained_parameters()
 
     def swap_in(self, trainer) -> None:
         "Put the average into the model; `swap_out` undoes it."

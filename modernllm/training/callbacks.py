@@ -109,14 +109,14 @@ class LivePlot(Callback):
     def png(self, history: dict) -> bytes:
         from matplotlib.figure import Figure
 
-        from ..core.plotting import series_look, style
+        from modernllm.core.plotting import series_look, style
 
         buffer = io.BytesIO()
         with style():
             figure = Figure(figsize=(5, 2.5))
             axes = figure.subplots()
             for position, name in enumerate(("train", "eval")):
-                if rows := history[name]:
+                if rows := [row for row in history[name] if "loss" in row]:
                     axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=name,
                               **series_look(position) | {"marker": "o" if name == "eval" else ""})
             axes.set(xlabel="step", ylabel="loss (nats)")
@@ -127,7 +127,7 @@ class LivePlot(Callback):
 
 # %% ../../nbs/30_training/callbacks.ipynb #ee53f8a4
 class EarlyStop(Callback):
-    "Stop with reason \"early_stop\" when the evaluation loss has not improved for `patience` evaluations."
+    "Stop with reason \"early_stop\" when `best_metric` has not improved for `patience` evaluations."
 
     def __init__(self, patience: int):
         self.patience = patience

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORED_FIELDS', 'identity', 'model_identity', 'training_identity', 'identity_differences', 'batch_digest',
-           'stateful_callbacks', 'match_callbacks']
+           'stateful_callbacks', 'match_callbacks', 'callback_places', 'restore_callbacks', 'check_same_run']
 
 # %% ../../nbs/30_training/identity.ipynb #80666c2d
 import hashlib
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..core.config import InputError
 from .callbacks import Callback
+from .config import config_differences
+from .parallel import broadcast_from_main
 
 # %% ../../nbs/30_training/identity.ipynb #e0bdd92f
 def identity(
@@ -125,7 +127,7 @@ def match_callbacks(
     here = stateful_callbacks(callbacks)
     mine, theirs = ([memory["class"] for memory in side if memory] for side in (here, there))
     if sorted(mine) != sorted(theirs):
-        raise InputError(f"callbacks with a memory are {', '.join(mine) or 'none'} here and {', '.join(theirs) or 'none'} there")
+        raise InputError(f"callbacks with state are {', '.join(mine) or 'none'} here and {', '.join(theirs) or 'none'} there")
     found, left = {}, [place for place, memory in enumerate(there) if memory]
     for place, memory in enumerate(here):
         if memory:
@@ -135,3 +137,52 @@ def match_callbacks(
             if different := identity_differences({memory["class"]: memory}, {memory["class"]: there[match]}):
                 raise InputError(f"callbacks differ: {different}")
     return found
+
+# %% ../../nbs/30_training/identity.ipynb #d10ce0f4
+def callback_places(
+    callbacks: Sequence[Callback],
+    state: dict,  # of a checkpoint
+) -> dict[int, int]:  # index here → index there
+    "Match callbacks to those of a checkpoint, by position in checkpoints of earlier versions."
+    if "memories" in state:
+        return match_callbacks(callbacks, state["memories"])
+    return {place: place for place in range(min(len(callbacks), len(state["callbacks"])))}
+
+
+def restore_callbacks(
+    callbacks: Sequence[Callback],
+    state: dict,  # of a checkpoint
+    tensors: dict[str, Tensor],  # of the same checkpoint
+) -> None:
+    "Give callbacks their state back."
+    for place, match in callback_places(callbacks, state).items():
+        start = f"{match}."
+        callbacks[place].load_state_dict(state["callbacks"][match])
+        callbacks[place].load_tensors({name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)})
+
+
+def check_same_run(
+    trainer,
+    state: dict,  # of a checkpoint
+) -> None:
+    "`InputError` if the checkpoint is of another training run. All processes must call it."
+    processes = trainer.accelerator.num_processes, state.get("processes", 1)
+    if other := config_differences(trainer.config, state["config"], *processes):
+        raise InputError(f"the checkpoint is of a training run with other settings: {other}")
+    other = identity_differences(trainer.identity, state.get("identity", {}))
+    other = other or broadcast_from_main(_other_batch(trainer.data, state) if trainer.accelerator.is_main_process else "")
+    try:
+        callback_places(trainer.callbacks, state)
+    except InputError as error:
+        other = other or str(error)
+    if other:
+        raise InputError(f"the checkpoint is of another training run: {other}")
+
+
+def _other_batch(data, state: dict) -> str:  # "" when it is the same
+    index, digest = state.get("last_batch", (None, None))
+    try:
+        same = index is None or batch_digest(data[index]) == digest
+    except IndexError:
+        return f"batches: there is no batch {index} here"
+    return "" if same else f"batches: batch {index} is another one here"

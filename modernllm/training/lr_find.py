@@ -80,7 +80,8 @@ def lr_find(
     "Learning-rate range test."
     if not 0 < lowest < highest < np.inf or steps < 20:
         raise InputError(f"lr_find: needs 0 < lowest < highest < inf and at least 20 steps, not {lowest}, {highest} and {steps}")
-    own = {"max_steps": steps, "learning_rate": highest, "lowest": lowest, "checkpoint_every_minutes": 0}
+    length = {"max_steps": steps, "max_tokens": None, "max_epochs": None}
+    own = {**length, "learning_rate": highest, "lowest": lowest, "checkpoint_every_minutes": 0}
     found = _Losses()
     try:
         Trainer(make_model(), objective, batches, RangeTestConfig(**{**settings, **own}), callbacks=[found, *callbacks]).fit()

@@ -102,7 +102,7 @@ def apply_fsdp(
         return module
     if processes().num_processes == 1:
         warnings.warn("sharding is 'full', but this is one process, which holds everything; `accelerate launch` starts several",
-                      stacklevel=3)
+                      stacklevel=4)
         return module
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

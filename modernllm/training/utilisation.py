@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import torch
 
+from .config import uses_bfloat16
+
 # %% ../../nbs/30_training/utilisation.ipynb #6b8b1d75
 def clock(device: torch.device) -> float:
     "Time in seconds, after synchronising with the device."
@@ -55,9 +57,10 @@ def log_matmul_limit(
     trainer,  # before its next step
 ) -> None:
     "Write the \"limit\" event, unless the FLOPs of the model are unknown."
-    batch = trainer._batch(trainer._index(trainer.step + 1, 0))
-    flops = trainer.inner.objective.flops_per_token(trainer.model, batch)
+    batch = next(trainer.data.of_step(trainer.step + 1))
+    flops = trainer.objective.flops_per_token(trainer.model, batch)
     if flops:
-        dtype = torch.bfloat16 if trainer.inner.bf16 else torch.float32
-        limit = _limit(trainer.accelerator.device, dtype, torch.get_num_threads())
-        trainer._event("limit", flops_per_token=flops, matmul_limit=limit * trainer.accelerator.num_processes)
+        device = trainer.accelerator.device
+        dtype = torch.bfloat16 if uses_bfloat16(trainer.config.precision, device) else torch.float32
+        limit = _limit(device, dtype, torch.get_num_threads())
+        trainer.log.event("limit", flops_per_token=flops, matmul_limit=limit * trainer.accelerator.num_processes)

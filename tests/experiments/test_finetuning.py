@@ -29,7 +29,7 @@ def tasks():
 
 def tune(model, tasks, config, **given):
     batches = RowBatches(tasks.train, batch_size=8, seed=config.seed)
-    return finetune(model, Seq2Seq(), batches, lambda m: score_pairs(m, tasks.validation), config, **given)
+    return finetune(model, Seq2Seq(), batches, lambda m, _: score_pairs(m, tasks.validation), config, **given)
 
 
 def t5():
@@ -81,7 +81,7 @@ def test_any_objective_and_measure_is_tuned(tmp_path):
     rows = EncodedRows("odd", "train", [[3 + k % 7] for k in range(14)], [k % 7 % 2 for k in range(14)])
     asked = []
 
-    def evaluate(model):
+    def evaluate(model, objective):
         asked.append([p.detach().clone() for p in model.parameters()])
         return {"loss": [5.0, 3.0, 1.0, 2.0][len(asked) - 1]}
 

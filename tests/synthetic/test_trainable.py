@@ -123,7 +123,7 @@ def test_annealing_ends_at_the_softer_lead(small):
     other = made(small, ("identity",))[0]
     soften_attention(model, plan, match=6.0)
     soften_attention(other, plan, match=fetch_lead(plan.positions))
-    trainer = type("Trainer", (), {"inner": type("Inner", (), {"model": other})})
+    trainer = type("Trainer", (), {"model": other})
     anneal = Anneal(plan, fetch_lead(plan.positions), 6.0, 5)
     for trainer.step in range(1, 9):
         anneal.updated(trainer)

@@ -50,7 +50,7 @@ class Projected(LanguageModelling):
         return out._replace(total=total * (float("nan") if bad else 1.0))
 
 
-def evaluate(model):
+def evaluate(model, objective):
     out = LanguageModelling().loss(model, Windows()[1000])
     return {"loss": out.total / out.weight}
 
@@ -86,7 +86,8 @@ def message(error, call, *args):
 
 def share(trainer):
     "Which part of all parameters this process holds."
-    return sum(p.to_local().numel() for p in trainer.inner.parameters()) / sum(p.numel() for p in trainer.inner.parameters())
+    weights = [*trainer.model.parameters(), *trainer.objective.parameters()]
+    return sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights)
 
 
 def interrupted(training):
@@ -122,10 +123,10 @@ def two(rank, port, folder):
 
     facts["no number"] = message(RunFailed, trainer(poisoned=True, **shared).fit)
     guarded = trainer(folder / "guarded", poisoned=True, callbacks=[SpikeGuard(window=1)], **shared)
-    facts["guarded"] = of(guarded.fit()) | {"skips": guarded.skips}
+    facts["guarded"] = of(guarded.fit()) | {"skips": guarded.data.skips}
 
     losses = iter([1.0, 2.0 - 1.5 * rank, 3.0])  # the second process sees no reason to stop
-    stopping = dict(evaluate=lambda model: {"loss": next(losses)}, eval_every=1, early_stop_patience=1)
+    stopping = dict(evaluate=lambda model, objective: {"loss": next(losses)}, eval_every=1, early_stop_patience=1)
     facts["early stop"] = of(trainer(**stopping, **shared).fit())
     facts["other folder"] = message(InputError, check_same_step, rank, "folder")
     Path(folder / f"{rank}.json").write_text(json.dumps(facts))

@@ -39,5 +39,5 @@ def test_muon_resumes_bit_for_bit(tmp_path):
         make(tmp_path, optimizer="muon", callbacks=[Crash()]).fit()
     resumed = make(tmp_path, optimizer="muon")
     resumed.fit()
-    assert weights_hash(resumed.inner) == weights_hash(alone.inner)
+    assert weights_hash(resumed.model) == weights_hash(alone.model)
     assert any("momentum" in state for state in alone.optimizer.state.values())

@@ -11,7 +11,7 @@ from modernllm.training.averaging import EMA, LastAverage
 from modernllm.training.callbacks import Callback
 from modernllm.training.guard import SpikeGuard
 from modernllm.training.objectives import LanguageModelling
-from modernllm.training.resume import data_position
+from modernllm.training.data_order import data_position
 
 
 class Crash(Callback):
@@ -45,7 +45,7 @@ def test_the_best_weights_are_the_averaged_ones(tmp_path):
     trainer.fit()
     row = trainer.load_best()
     trainer.model.eval()
-    assert trainer.evaluate(trainer.model)["loss"].item() == row["loss"]
+    assert trainer.evaluate(trainer.model, trainer.objective)["loss"].item() == row["loss"]
 
 
 class Poison(TinyObjective):
@@ -66,7 +66,7 @@ def test_a_rewind_survives_kills(tmp_path):
     "Before the bad step, right after going back, and later: the same weights. So with other checkpoints to go back to."
     alone = guarded(tmp_path / "alone")
     whole = alone.fit()
-    assert alone.skips == [[11, 15]] and whole.steps == 20
+    assert alone.data.skips == [[11, 15]] and whole.steps == 20
     other = {"checkpoint_every_steps": 5}
     for name, crashes, changes in (("early", [13], {}), ("back", [11], {}), ("late", [18], {}), ("other", [], other)):
         trainer = guarded(tmp_path / name, *crashes, **changes)
@@ -75,7 +75,8 @@ def test_a_rewind_survives_kills(tmp_path):
                 trainer.fit()
             trainer = guarded(tmp_path / name, **changes)
         assert trainer.fit().history == whole.history
-        assert trainer.skips == alone.skips and weights_hash(trainer.inner) == weights_hash(alone.inner)
+        assert trainer.data.skips == alone.data.skips
+        assert weights_hash(trainer.model, trainer.objective) == weights_hash(alone.model, alone.objective)
 
 
 def test_a_spike_is_gone_around_too(tmp_path):
@@ -90,8 +91,8 @@ def test_a_spike_is_gone_around_too(tmp_path):
     trainer = make(tmp_path, objective=Spike(), callbacks=[SpikeGuard(recent=8, window=1)], log_every=1)
     result = trainer.fit()
     losses = [row["loss"] for row in result.history["train"]]
-    assert trainer.skips and result.steps == 20 and len(losses) == 20 and max(losses) < 2 * losses[0]
-    (first, last), = trainer.skips
+    assert trainer.data.skips and result.steps == 20 and len(losses) == 20 and max(losses) < 2 * losses[0]
+    (first, last), = trainer.data.skips
     assert last - first == 2 and first <= 13 <= last + 1  # around the step that read batch 27
 
 
@@ -101,7 +102,7 @@ def test_a_guard_gives_up(tmp_path):
             out = super().loss(model, batch)
             return out._replace(total=out.total * float("nan"))
 
-    with pytest.raises(RunFailed, match="after 3 rewinds"):
+    with pytest.raises(RunFailed, match="after 3 rollbacks"):
         make(tmp_path, objective=Never(), callbacks=[SpikeGuard(window=1)]).fit()
     with pytest.raises(InputError, match="folder"):
         make(callbacks=[SpikeGuard()]).fit()

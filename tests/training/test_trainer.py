@@ -24,7 +24,7 @@ from modernllm.training.schedule import SHAPES, learning_rate
 from modernllm.training.trainer import Trainer
 
 
-def make(folder=None, *, batches=None, objective=None, dropout=0.3, callbacks=(), evaluate=True, **changes):
+def make(folder=None, *, batches=None, objective=None, dropout=0.3, callbacks=(), evaluate=True, telemetry=None, **changes):
     model = TinyModel()
     model.layers[2].p = dropout
     objective = objective or TinyObjective()
@@ -33,12 +33,12 @@ def make(folder=None, *, batches=None, objective=None, dropout=0.3, callbacks=()
     evaluate = evaluate_on(ShuffledBatches()[10_000]) if evaluate is True else evaluate
     settings = config(**{"max_steps": 20, **changes})
     return Trainer(model, objective, batches or ShuffledBatches(), settings,
-                   evaluate=evaluate, callbacks=callbacks, folder=folder)
+                   evaluate=evaluate, callbacks=callbacks, folder=folder, telemetry=telemetry)
 
 
 def final_weights(trainer):
     trainer.fit()
-    return weights_hash(trainer.model, trainer.inner.objective)
+    return weights_hash(trainer.model, trainer.objective)
 
 
 def test_same_twice():
@@ -77,9 +77,10 @@ def test_accumulation_equals_a_larger_batch():
 def test_gradient_is_that_of_the_mean_loss_and_clipped():
     trainer = make(dropout=0.0, precision="fp32", accumulation=1, grad_clip=0.01, max_steps=1, evaluate=None)
     batch = ShuffledBatches()[0]
-    out = trainer.inner.objective.loss(trainer.model, batch)
+    out = trainer.objective.loss(trainer.model, batch)
     (out.total / out.weight).backward()
-    expected = nn.utils.get_total_norm([p.grad for p in trainer.inner.parameters()]).item()
+    weights = [*trainer.model.parameters(), *trainer.objective.parameters()]
+    expected = nn.utils.get_total_norm([p.grad for p in weights]).item()
     trainer.optimizer.zero_grad()
     seen = {}
 
@@ -91,7 +92,7 @@ def test_gradient_is_that_of_the_mean_loss_and_clipped():
     step = trainer.optimizer.step
 
     def spy():
-        seen["clipped"] = nn.utils.get_total_norm([p.grad for p in trainer.inner.parameters()]).item()
+        seen["clipped"] = nn.utils.get_total_norm([p.grad for p in weights]).item()
         step()
 
     trainer.optimizer.step = spy
@@ -103,9 +104,9 @@ def test_gradient_is_that_of_the_mean_loss_and_clipped():
 
 def test_the_objectives_own_module_is_trained():
     trainer = make()
-    before = trainer.inner.objective.projector[0].weight.detach().clone()
+    before = trainer.objective.projector[0].weight.detach().clone()
     trainer.fit()
-    assert not torch.equal(before, trainer.inner.objective.projector[0].weight)
+    assert not torch.equal(before, trainer.objective.projector[0].weight)
 
 
 class NanAt(ShuffledBatches):
@@ -133,7 +134,7 @@ def test_nan_loss(tmp_path):
 
 def test_nan_evaluation():
     with pytest.raises(RunFailed, match="evaluation at step 7 gave no finite loss"):
-        make(evaluate=lambda model: {"loss": float("nan")}).fit()
+        make(evaluate=lambda model, objective: {"loss": float("nan")}).fit()
 
 
 def test_ctrl_c_saves_and_passes_on(tmp_path):
@@ -199,7 +200,7 @@ def test_other_settings_are_refused(tmp_path):
 
 def test_best_is_kept_and_can_be_loaded(tmp_path):
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6])
-    trainer = make(tmp_path, evaluate=lambda model: {"loss": next(losses)}, eval_every=4, keep_checkpoints=1)
+    trainer = make(tmp_path, evaluate=lambda model, objective: {"loss": next(losses)}, eval_every=4, keep_checkpoints=1)
     at_best = {}
 
     class Look(Callback):
@@ -218,10 +219,105 @@ def test_best_is_kept_and_can_be_loaded(tmp_path):
 def test_early_stop_and_resume_of_it(tmp_path):
     losses = [3.0, 1.0, 2.0, 2.5, 2.6]
     count = iter(losses)
-    result = make(tmp_path, evaluate=lambda model: {"loss": next(count)}, eval_every=4, early_stop_patience=2).fit()
+    result = make(tmp_path, evaluate=lambda model, objective: {"loss": next(count)}, eval_every=4, early_stop_patience=2).fit()
     assert (result.stopped, result.steps) == ("early_stop", 16)
-    again = make(tmp_path, evaluate=lambda model: {"loss": next(count)}, eval_every=4, early_stop_patience=2)
+    again = make(tmp_path, evaluate=lambda model, objective: {"loss": next(count)}, eval_every=4, early_stop_patience=2)
     assert again.fit().stopped == "early_stop"
+
+
+def scores(*values, names=("loss", "accuracy")):
+    rows = iter(values)
+    return lambda model, objective: dict(zip(names, next(rows)))
+
+
+def test_best_metric_decides_on_the_best_the_early_stop_and_what_is_loaded(tmp_path):
+    "The loss is lowest at step 4, the accuracy highest at step 8; two evaluations later the run stops."
+    rows = [(1.0, 0.5), (2.0, 0.9), (3.0, 0.8), (3.5, 0.9), (0.1, 1.0)]
+    settings = dict(eval_every=4, keep_checkpoints=1, best_metric="accuracy", best_mode="max")
+    trainer = make(tmp_path, evaluate=scores(*rows), early_stop_patience=2, **settings)
+    result = trainer.fit()
+    assert (result.stopped, result.steps, result.best["step"]) == ("early_stop", 16, 8)
+    assert checkpoints.saved_steps(tmp_path) == [8, 16] and trainer.load_best() == result.best
+    by_loss = make(evaluate=scores(*rows), eval_every=4).fit()
+    assert by_loss.best["step"] == 20
+    with pytest.raises(InputError, match="best_metric is loss here and accuracy there"):
+        make(tmp_path, evaluate=scores(*rows), early_stop_patience=2, eval_every=4).fit()
+
+
+def test_an_evaluation_without_a_loss_is_enough():
+    result = make(evaluate=scores((0.1,), (0.3,), names=("f1",)), eval_every=10, best_metric="f1", best_mode="max").fit()
+    assert result.best == {"step": 20, "tokens": result.tokens, "f1": 0.3}
+
+
+def test_an_unknown_metric_is_refused_at_the_first_evaluation():
+    trainer = make(evaluate=scores((1.0, 0.5)), eval_every=4, best_metric="rougeL")
+    with pytest.raises(InputError, match="^TrainConfig: best_metric is 'rougeL', but the evaluation returned loss, accuracy$"):
+        trainer.fit()
+    assert trainer.step == 4
+    with pytest.raises(RunFailed, match="step 4 gave no finite accuracy"):
+        make(evaluate=scores((1.0, float("inf"))), eval_every=4, best_metric="accuracy").fit()
+
+
+def test_checkpoints_from_before_a_setting_existed_resume(tmp_path):
+    make(tmp_path, max_steps=6).fit()
+    newest = checkpoints.load_latest(tmp_path)
+    for name in ("best_metric", "best_mode", "max_epochs"):
+        del newest.state["config"][name]
+    trainer = make(max_steps=6)
+    trainer.load_state(newest)
+    assert trainer.step == 6
+    with pytest.raises(InputError, match="best_mode is max here and min there"):
+        make(max_steps=6, best_mode="max").load_state(newest)
+
+
+def test_an_evaluation_may_use_the_modules_of_the_objective():
+    objective, seen = TinyObjective(), []
+
+    def evaluate(model, given):
+        seen.append(given is objective and not given.training)
+        out = given.loss(model, ShuffledBatches()[10_000])
+        return {"loss": out.total / out.weight}
+
+    assert make(objective=objective, evaluate=evaluate, eval_every=10).fit().best["loss"] > 0 and seen == [True, True]
+
+
+def test_state_goes_from_one_trainer_to_another():
+    "Copied: what one of them trains afterwards does not change the other."
+    first, second, alone = make(), make(), make()
+    for trainer, steps in ((first, 5), (alone, 12)):
+        for _ in range(steps):
+            trainer.train_step()
+    second.load_state(first.state())
+    for _ in range(3):
+        first.train_step()
+    for _ in range(7):
+        second.train_step()
+    assert weights_hash(second.model, second.objective) == weights_hash(alone.model, alone.objective)
+    assert second.history == alone.history and second.tokens == alone.tokens
+    with pytest.raises(InputError, match="^the checkpoint is of a training run with other settings: seed is 1 here and 5 there$"):
+        make(seed=1).load_state(first.state())
+
+
+@pytest.mark.parametrize(("epochs", "accumulation", "steps"), [(1, 1, 7), (1, 2, 4), (2.5, 2, 9), (0.1, 1, 1), (3, 7, 3)])
+def test_max_epochs(epochs, accumulation, steps):
+    "An epoch is seven batches."
+    batches = ShuffledBatches()
+    batches.batches_per_epoch = workers.BATCHES_PER_EPOCH
+    length = dict(max_steps=None, max_epochs=epochs, accumulation=accumulation)
+    assert make(batches=batches, **length).total_steps == steps
+    batches = [ShuffledBatches()[i] for i in range(7)]
+    trainer = make(batches=batches, **length)
+    assert trainer.fit().steps == trainer.total_steps == steps  # a list is read again from the start
+    assert trainer.data.last[0] == steps * accumulation - 1
+
+
+def test_lengths_are_refused():
+    with pytest.raises(InputError, match="exactly one of max_steps, max_tokens and max_epochs"):
+        config(max_steps=3, max_epochs=1)
+    with pytest.raises(InputError, match="max_epochs needs batches with batches_per_epoch or a length"):
+        make(max_steps=None, max_epochs=1)
+    with pytest.raises(InputError, match="max_epochs"):
+        config(max_steps=None, max_epochs=0)
 
 
 def test_kill_rule():
@@ -235,7 +331,7 @@ def test_kill_rule_in_points_of_perplexity_over_a_number_of_tokens():
         values = iter(losses)
         baseline = {"x": [0, 10_000], "y": [math.log(100), math.log(100)]}
         rule = KillRule(baseline, **{"delta": 20, "perplexity": True, **rule})
-        result = make(evaluate=lambda model: {"loss": next(values)}, callbacks=[rule], eval_every=4).fit()
+        result = make(evaluate=lambda model, objective: {"loss": next(values)}, callbacks=[rule], eval_every=4).fit()
         return result.stopped, result.steps
 
     behind, close = math.log(121), math.log(119)
@@ -275,12 +371,8 @@ def test_a_callbacks_memory_is_checkpointed(tmp_path):
 
 def test_events(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        trainer = make(tmp_path / "c", callbacks=[Signal(11)])
-        trainer.telemetry = Telemetry(tmp_path)
-        trainer.fit()
-    trainer = make(tmp_path / "c")
-    trainer.telemetry = Telemetry(tmp_path)
-    trainer.fit()
+        make(tmp_path / "c", callbacks=[Signal(11)], telemetry=Telemetry(tmp_path)).fit()
+    make(tmp_path / "c", telemetry=Telemetry(tmp_path)).fit()
     events = Telemetry.read(tmp_path)
     kinds = [(e["kind"], e.get("step")) for e in events]
     assert ("resume", 11) in kinds and ("checkpoint", 11) in kinds and ("eval", 14) in kinds
@@ -357,7 +449,8 @@ def test_live_plot_is_a_picture():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for history in ({"train": [], "eval": []}, make().fit().history):
+        without_loss = {"train": [], "eval": [{"step": 1, "accuracy": 0.5}]}
+        for history in ({"train": [], "eval": []}, without_loss, make().fit().history):
             assert LivePlot().png(history).startswith(b"\x89PNG")
 
 

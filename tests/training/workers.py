@@ -77,7 +77,7 @@ class ShuffledBatches:
 
 
 def evaluate_on(batch, kill=False, pause=0.0):
-    def evaluate(model):
+    def evaluate(model, objective):
         time.sleep(pause)
         if kill:
             die()
