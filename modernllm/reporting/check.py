@@ -136,6 +136,14 @@ def stale(
             found.append(f"{name}: made from files with changes that no commit holds")
     return found
 
+# %% ../../nbs/60_reporting/check.ipynb #24b13e83
+def _place(texts: dict[str, str], key: str, document: str) -> str:
+    "File and line where a key is first written."
+    for name, text in texts.items():
+        if found := re.search(rf"[@#]{re.escape(key)}(?![\w-])", text):
+            return f"{name}:{line_of(text, found.start())}"
+    return document
+
 # %% ../../nbs/60_reporting/check.ipynb #865474ed
 def problems(
     profile: str,
@@ -167,15 +175,7 @@ def problems(
     found += [f"missing result: {name} has no record in profile {profile}" for study, name in names if study in recorded]
     return list(dict.fromkeys(found))
 
-
-def _place(texts: dict[str, str], key: str, document: str) -> str:
-    "File and line where a key is first written."
-    for name, text in texts.items():
-        if found := re.search(rf"[@#]{re.escape(key)}(?![\w-])", text):
-            return f"{name}:{line_of(text, found.start())}"
-    return document
-
-
+# %% ../../nbs/60_reporting/check.ipynb #bfac44ed
 def refuse_typed(
     documents: list[str],  # names of `DOCUMENTS`
 ):

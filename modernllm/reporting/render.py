@@ -85,7 +85,7 @@ def _typst(folder, source, extension, output):
     atomic_write(output, pdf)
     return warnings + [" ".join(str(warning).split()) for warning in more]
 
-
+# %% ../../nbs/60_reporting/render.ipynb #a1a1149d
 # The theme's fonts for old browsers, each beside a WOFF that every browser of today reads: half of the file.
 OTHER_FONTS = re.compile(
     r"src: url\(data:application/vnd[^)]*\);\s*|url\(data:application/vnd[^)]*\) format\('embedded-opentype'\),\s*"
@@ -105,7 +105,7 @@ def _revealjs(folder, source, output):
     atomic_write(output, OTHER_FONTS.sub("", (folder / "slides.html").read_text(encoding="utf-8")))
     return warnings
 
-
+# %% ../../nbs/60_reporting/render.ipynb #f6b3dae6
 def render_builtin(
     what: str,
     folder: Path,  # from `stage`

@@ -99,7 +99,7 @@ def metrics_table(
     table = pd.DataFrame([lines[place] for place in sorted(lines, key=lambda place: len(place[0]))]).fillna("–")
     return table if len(readings) > 1 else table.drop(columns="reading", errors="ignore")
 
-
+# %% ../../nbs/60_reporting/tables.ipynb #600adb17
 def cost_table(
     summary: pd.DataFrame,  # of one study
 ) -> pd.DataFrame:  # of strings
@@ -113,7 +113,7 @@ def cost_table(
         out.append(line | {"USD": number(row.usd, 3), "commit": code(row.commit), "command": code(row.command)})
     return pd.DataFrame(out)
 
-
+# %% ../../nbs/60_reporting/tables.ipynb #bb27a70a
 def settings_table(
     records: list[Record],  # of one study
 ) -> pd.DataFrame:  # of strings
