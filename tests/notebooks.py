@@ -1,10 +1,10 @@
 """Executes the library notebooks, each in a fresh process: `python tests/notebooks.py [--write] [NOTEBOOK ...]`.
 
-nbdev's own `nbdev_test` runs many notebooks in one process, where what the first one sets (environment variables, classes known to
-`transformers`) changes the next. Here each is forked from a server that has imported the heavy libraries and nothing of ours.
+nbdev's own `nbdev_test` runs many notebooks in one process, where what the first one sets (environment variables, classes known
+to `transformers`) changes the next. Here each is forked from a server that has imported the heavy libraries and nothing of ours.
 
-What a cell shows must be what the notebook stores: words and whole numbers are compared exactly, decimals to 2 % or one unit of the last
-digit, pictures by their pixels. `--write` stores what the cells show now.
+What a cell shows must be what the notebook stores: words and whole numbers are compared exactly, decimals to 2 % or one unit of
+the last digit, pictures by their pixels. `--write` stores what the cells show now.
 """
 
 import argparse
@@ -26,7 +26,7 @@ NUMBER = re.compile(r"(?<![\w.])[+-]?\d+\.\d+(?:[eE][+-]?\d+)?(?![\w.]*\.\d)")  
 
 
 def shown(cell) -> dict[str, str]:
-    "What a cell stores, by kind: stdout, stderr, and the media types of what it displays (plain text only where there is no other)."
+    "What a cell stores, by kind: stdout, stderr, and the media types of what it displays (plain text where there is no other)."
     found = {}
     for output in without_bars(cell.get("outputs", [])):
         pieces = {output.get("name", "error"): output.get("text", "")} if "data" not in output else dict(output["data"])
@@ -54,10 +54,14 @@ def same_text(stored: str, now: str) -> bool:
     "Whether two texts have equal words and whole numbers, and decimals that agree to 2 % or one unit of the last digit."
     if NUMBER.sub("#", stored).split() != NUMBER.sub("#", now).split():
         return False
-    return all(
-        math.isclose(float(a), float(b), rel_tol=0.02, abs_tol=1.01 * 10.0 ** -len(re.split("[eE]", a)[0].partition(".")[2]))
-        for a, b in zip(NUMBER.findall(stored), NUMBER.findall(now))
-    )
+    pairs = zip(NUMBER.findall(stored), NUMBER.findall(now))
+    return all(math.isclose(float(a), float(b), rel_tol=0.02, abs_tol=1.01 * last_digit(a)) for a, b in pairs)
+
+
+def last_digit(number: str) -> float:
+    "One unit of the last digit that a decimal shows."
+    mantissa, _, exponent = number.lower().partition("e")
+    return 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
 
 
 def same_picture(stored: str, now: str) -> bool:
@@ -92,7 +96,8 @@ def test(path: Path, write: bool) -> tuple[Path, list[str]]:
     os.environ["IN_TEST"] = "1"
     before, nb, shell = read_nb(path), read_nb(path), CaptureShell(path, mpl_format="png")
     for cell in nb.cells:
-        cell.outputs = []
+        if cell.cell_type == "code":
+            cell.outputs = []
     try:
         with working_directory(path.parent):
             shell.run_all(nb, exc_stop=True, preproc=lambda cell: cell.cell_type != "code")
@@ -121,7 +126,8 @@ def main(names: list[str], write: bool) -> int:
         for n, done in enumerate(as_completed([pool.submit(test, path, write) for path in paths]), 1):
             path, lines = done.result()
             failed += [path] if lines else []
-            print(f"[{n}/{len(paths)}] {path.relative_to(ROOT)} {'FAILED' if lines else 'passed'}", *lines, sep="\n  ", flush=True)
+            word = "FAILED" if lines else "passed"
+            print(f"[{n}/{len(paths)}] {path.relative_to(ROOT)} {word}", *lines, sep="\n  ", flush=True)
     shutil.rmtree(cache, ignore_errors=True)
     print(f"notebooks: {len(paths) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0
