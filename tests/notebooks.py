@@ -1,11 +1,19 @@
-"""`nbdev_test` with a fresh process for each notebook: `python tests/notebooks.py [NOTEBOOK ...]`.
+"""Executes the library notebooks, each in a fresh process: `python tests/notebooks.py [--write] [NOTEBOOK ...]`.
 
-nbdev's own command runs many notebooks in one process, where what the first one sets (environment variables, classes known to
-`transformers`) changes the next. Here each is forked from a server that has imported the heavy libraries and nothing of ours.
+nbdev's own `nbdev_test` runs many notebooks in one process, where what the first one sets (environment variables, classes known
+to `transformers`) changes the next. Here each is forked from a server that has imported the heavy libraries and nothing of ours.
+
+What a cell shows must be what the notebook stores: words and whole numbers are compared exactly, decimals to 2 % or one unit of
+the last digit, pictures by their pixels. `--write` stores what the cells show now.
 """
 
+import argparse
+import base64
+import io
+import math
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -14,17 +22,97 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
+NUMBER = re.compile(r"(?<![\w.])[+-]?\d+\.\d+(?:[eE][+-]?\d+)?(?![\w.]*\.\d)")  # a decimal, not a part of a version
 
 
-def test(path: Path) -> tuple[Path, bool, float]:
-    "Run one notebook; its errors go to stderr."
-    from nbdev.config import get_config
-    from nbdev.test import test_nb
+def shown(cell) -> dict[str, str]:
+    "What a cell stores, by kind: stdout, stderr, and the media types of what it displays (plain text where there is no other)."
+    found = {}
+    for output in without_bars(cell.get("outputs", [])):
+        pieces = {output.get("name", "error"): output.get("text", "")} if "data" not in output else dict(output["data"])
+        if len(pieces) > 1:
+            pieces.pop("text/plain", None)
+        for kind, text in pieces.items():
+            found[kind] = found.get(kind, "") + "".join(text)
+    return {kind: text for kind, text in found.items() if text.strip()}
 
-    return path, *test_nb(path, skip_flags=get_config(cfg_name=ROOT / "settings.ini").tst_flags.split(), basepath=ROOT)
+
+def without_bars(outputs: list) -> list:
+    "Outputs without progress bars, which tell times."
+    kept = []
+    for output in outputs:
+        if output["output_type"] == "stream":
+            lines = [line for line in "".join(output["text"]).split("\n") if "\r" not in line]
+            lines = [line + "\n" for line in lines[:-1]] + [line for line in lines[-1:] if line]
+            output = {**output, "text": lines}
+        if output["output_type"] != "stream" or output["text"]:
+            kept.append(output)
+    return kept
 
 
-def main(names: list[str]) -> int:
+def same_text(stored: str, now: str) -> bool:
+    "Whether two texts have equal words and whole numbers, and decimals that agree to 2 % or one unit of the last digit."
+    if NUMBER.sub("#", stored).split() != NUMBER.sub("#", now).split():
+        return False
+    pairs = zip(NUMBER.findall(stored), NUMBER.findall(now))
+    return all(math.isclose(float(a), float(b), rel_tol=0.02, abs_tol=1.01 * last_digit(a)) for a, b in pairs)
+
+
+def last_digit(number: str) -> float:
+    "One unit of the last digit that a decimal shows."
+    mantissa, _, exponent = number.lower().partition("e")
+    return 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+
+
+def same_picture(stored: str, now: str) -> bool:
+    "Whether two PNG files have one size, and all but 2 % of their pixels agree."
+    import matplotlib.image
+    import numpy as np
+
+    a, b = (matplotlib.image.imread(io.BytesIO(base64.b64decode(png)), format="png") for png in (stored, now))
+    return a.shape == b.shape and float((np.abs(a - b).max(-1) > 0.1).mean()) < 0.02
+
+
+def differences(before, after) -> list[str]:
+    "One line for each cell whose stored outputs are not what it shows now. A cell that stores nothing is not looked at."
+    lines = []
+    for place, (old, new) in enumerate(zip(before.cells, after.cells)):
+        stored, now = shown(old), shown(new)
+        for kind in stored.keys() | now.keys() if stored else ():
+            same = same_picture if kind == "image/png" else same_text
+            if kind not in stored or kind not in now or not same(stored[kind], now[kind]):
+                excerpt = " is " + repr(now.get(kind, "")[:200]) if kind != "image/png" else " differs"
+                lines.append(f"cell {place} ({old.id}): its stored {kind}{excerpt}")
+    return lines
+
+
+def test(path: Path, write: bool) -> tuple[Path, list[str]]:
+    "Execute one notebook and compare, or store, what its cells show."
+    from execnb.nbio import read_nb, write_nb
+    from execnb.shell import CaptureShell
+    from fastcore.xtras import working_directory
+
+    sys.path.insert(0, str(ROOT))
+    os.environ["IN_TEST"] = "1"
+    before, nb, shell = read_nb(path), read_nb(path), CaptureShell(path, mpl_format="png")
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    try:
+        with working_directory(path.parent):
+            shell.run_all(nb, exc_stop=True, preproc=lambda cell: cell.cell_type != "code")
+    except BaseException:
+        return path, [shell.prettytb(fname=path)]
+    if not write:
+        return path, differences(before, nb)
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs = without_bars(cell.outputs)
+    write_nb(nb, path)
+    return path, []
+
+
+def main(names: list[str], write: bool) -> int:
     paths = [Path(name).absolute() for name in names] or sorted((ROOT / "nbs").rglob("*.ipynb"))
     paths = [path for path in paths if names or not (path.parent / ".notest").exists() and ".ipynb_checkpoints" not in path.parts]
     cache = tempfile.mkdtemp(prefix="modernllm-notebooks-")
@@ -35,15 +123,19 @@ def main(names: list[str]) -> int:
     context.set_forkserver_preload(["nbdev.test", "torch", "transformers", "datasets", "accelerate", "seaborn"])
     failed = []
     with ProcessPoolExecutor(WORKERS, context, max_tasks_per_child=1) as pool:  # a notebook may start processes of its own
-        for n, done in enumerate(as_completed([pool.submit(test, path) for path in paths]), 1):
-            path, passed, seconds = done.result()
-            failed += [] if passed else [path]
-            word = "passed" if passed else "FAILED"
-            print(f"[{n}/{len(paths)}] {path.relative_to(ROOT)} {word} in {seconds:.1f} s", flush=True)
+        for n, done in enumerate(as_completed([pool.submit(test, path, write) for path in paths]), 1):
+            path, lines = done.result()
+            failed += [path] if lines else []
+            word = "FAILED" if lines else "passed"
+            print(f"[{n}/{len(paths)}] {path.relative_to(ROOT)} {word}", *lines, sep="\n  ", flush=True)
     shutil.rmtree(cache, ignore_errors=True)
     print(f"notebooks: {len(paths) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="store what the cells show now")
+    parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
+    given = parser.parse_args()
+    sys.exit(main(given.notebooks, given.write))

@@ -60,7 +60,7 @@ class RollingPerplexity:
         return (f"{self.nats:.1f} nats over {self.tokens:,} tokens, lm-evaluation-harness's windows of {self.context}, "
                 f"{self.documents} documents read alone")
 
-
+# %% ../../nbs/40_evaluation/rolling.ipynb #5281ab07
 def rolling_perplexity(
     model,  # a causal language model
     tokenizer,  # its tokenizer, of transformers

@@ -10,14 +10,12 @@ __all__ = ['ROPE_TYPES', 'ModernLLMConfig', 'own_fields', 'refuse', 'check_types
 import dataclasses
 from typing import Any
 
+from fastcore.basics import patch
 from transformers import PreTrainedConfig
 
 from ..core.config import InputError, did_you_mean, find_wrong, not_finite
 
 # %% ../../nbs/20_models/config.ipynb #eddb973a
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not depend on the input length
-
-
 class ModernLLMConfig(PreTrainedConfig):
     "Shapes and options of a `ModernDecoderLM`. Raises `InputError` (a `ValueError`) when the fields do not fit together."
 
@@ -76,31 +74,37 @@ class ModernLLMConfig(PreTrainedConfig):
         super().__post_init__(**unknown)
         check_rope(self)
 
-    @property
-    def layer_types(self) -> list[str]:  # names that the caches and masks of `transformers` use
-        k = self.full_attention_every or self.num_hidden_layers + 1
-        slides = [self.sliding_window is not None and (i + 1) % k > 0 for i in range(self.num_hidden_layers)]
-        return ["sliding_attention" if s else "full_attention" for s in slides]
-
-    @classmethod
-    def checked(
-        cls,
-        **fields: Any,  # values for fields of this class only
-    ) -> "ModernLLMConfig":
-        "A configuration from named fields; a name that is no field is an `InputError` that suggests the nearest one."
-        allowed = own_fields()
-        for name in fields:
-            if name not in allowed:
-                hint = did_you_mean(name, allowed) or f"; fields: {', '.join(allowed)}"
-                raise InputError(f"the model has no field '{name}'{hint}")
-        return cls(**fields)
-
-
+# %% ../../nbs/20_models/config.ipynb #b97db335
 def own_fields() -> list[str]:
     "Names of the fields that this class adds to `PreTrainedConfig`."
     return [f.name for f in dataclasses.fields(ModernLLMConfig) if f.name in ModernLLMConfig.__annotations__]
 
+
+@patch(as_prop=True)
+def layer_types(self: ModernLLMConfig) -> list[str]:
+    "Type of attention of each layer, by the names that the caches and masks of `transformers` use."
+    k = self.full_attention_every or self.num_hidden_layers + 1
+    slides = [self.sliding_window is not None and (i + 1) % k > 0 for i in range(self.num_hidden_layers)]
+    return ["sliding_attention" if s else "full_attention" for s in slides]
+
+
+@patch(cls_method=True)
+def checked(
+    cls: ModernLLMConfig,
+    **fields: Any,  # values for fields of this class only
+) -> ModernLLMConfig:
+    "A configuration from named fields; a name that is no field is an `InputError` that suggests the nearest one."
+    allowed = own_fields()
+    for name in fields:
+        if name not in allowed:
+            hint = did_you_mean(name, allowed) or f"; fields: {', '.join(allowed)}"
+            raise InputError(f"the model has no field '{name}'{hint}")
+    return cls(**fields)
+
 # %% ../../nbs/20_models/config.ipynb #5a39d5f2
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not depend on the input length
+
+
 def refuse(
     field: str,  # name of the field
     given: Any,
@@ -132,7 +136,7 @@ def check_shapes(config: ModernLLMConfig):
         refuse("num_key_value_heads", config.num_key_value_heads,
                f"a divisor of num_attention_heads {config.num_attention_heads}")
 
-
+# %% ../../nbs/20_models/config.ipynb #e4c8cb35
 def check_ranges(config: ModernLLMConfig):
     "Values are in their allowed ranges."
     if config.head_dim < 2 or config.head_dim % 2:
@@ -165,7 +169,7 @@ def check_windows(config: ModernLLMConfig):
         refuse("cache_window", kept, f"from max(2, cache_sinks {sinks}) to max_position_embeddings - cache_sinks = "
                f"{config.max_position_embeddings - sinks}, without a sliding_window")
 
-
+# %% ../../nbs/20_models/config.ipynb #91c6b4b3
 def expert_capacity(
     config: ModernLLMConfig,
     time: int,  # tokens of a sequence

@@ -27,67 +27,6 @@ NOT_IN_LLAMA = (
 EXPERT_FIELDS = ("num_local_experts", "num_experts_per_tok")  # shared with Mixtral only
 
 
-def to_llama(
-    model: ModernDecoderLM,
-) -> LlamaForCausalLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "Convert to a Llama. Embedding and residual dropout, which act in training only, are lost."
-    _refuse({name: getattr(model.config, name) for name in (*NOT_IN_LLAMA, "num_local_experts")}, "a Llama cannot express")
-    config = LlamaConfig(**{name: getattr(model.config, name) for name in SHARED_FIELDS})
-    return _copy_weights(model, LlamaForCausalLM(config))
-
-
-def from_llama(
-    llama: LlamaForCausalLM | str | os.PathLike,  # a model, or a folder written by its save_pretrained
-) -> ModernDecoderLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "Convert from a Llama."
-    if not isinstance(llama, LlamaForCausalLM):
-        llama = _load_folder(llama, "from_llama", LlamaForCausalLM)
-    c = llama.config
-    _refuse_foreign(c, attention_bias=c.attention_bias, mlp_bias=c.mlp_bias)
-    config = ModernLLMConfig.checked(**{name: getattr(c, name) for name in SHARED_FIELDS})
-    return _copy_weights(llama, ModernDecoderLM(config))
-
-
-def to_qwen3(
-    model: ModernDecoderLM,
-) -> Qwen3ForCausalLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "Convert to a Qwen3, which is a Llama with `qk_norm`."
-    extra = {name: getattr(model.config, name) for name in (*NOT_IN_LLAMA, "num_local_experts") if name != "qk_norm"}
-    _refuse(extra, "a Qwen3 cannot express")
-    if not model.config.qk_norm:
-        raise InputError("a Qwen3 cannot express qk_norm=False, a Llama can")
-    config = Qwen3Config(**{name: getattr(model.config, name) for name in SHARED_FIELDS})
-    return _copy_weights(model, Qwen3ForCausalLM(config))
-
-
-def to_mixtral(
-    model: ModernDecoderLM,
-) -> MixtralForCausalLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "Convert to a Mixtral. What acts in training only is lost: embedding and residual dropout, capacity, router losses."
-    c = model.config
-    extra = {name: getattr(c, name) for name in (*NOT_IN_LLAMA, "shared_expert_intermediate_size")}
-    extra["decoder_sparse_step"] = c.decoder_sparse_step if c.decoder_sparse_step > 1 else None
-    extra["num_experts_per_tok"] = 1 if c.num_local_experts > 1 == c.num_experts_per_tok else None  # its gate would be 1
-    _refuse(extra, "a Mixtral cannot express")
-    if not c.num_local_experts:
-        raise InputError("to_mixtral: the model has no experts (num_local_experts is 0); to_llama is for dense models")
-    config = MixtralConfig(**{name: getattr(c, name) for name in (*SHARED_FIELDS, *EXPERT_FIELDS)})
-    return _copy_weights(model, MixtralForCausalLM(config))
-
-
-def from_mixtral(
-    mixtral: MixtralForCausalLM | str | os.PathLike,  # a model, or a folder written by its save_pretrained
-) -> ModernDecoderLM:  # a copy in evaluation mode, on the same device and in the same dtype
-    "Convert from a Mixtral. Router losses get our defaults, because Mixtral defines them differently."
-    if not isinstance(mixtral, MixtralForCausalLM):
-        mixtral = _load_folder(mixtral, "from_mixtral", MixtralForCausalLM)
-    c = mixtral.config
-    _refuse_foreign(c, sliding_window=c.sliding_window,
-                    num_experts_per_tok=1 if c.num_local_experts > 1 == c.num_experts_per_tok else None)
-    config = ModernLLMConfig.checked(**{name: getattr(c, name) for name in (*SHARED_FIELDS, *EXPERT_FIELDS)})
-    return _copy_weights(mixtral, ModernDecoderLM(config))
-
-
 def _refuse_foreign(
     c: LlamaConfig | MixtralConfig,
     **extra,  # field → value, false where there is nothing to refuse
@@ -126,3 +65,64 @@ def _copy_weights(source, target):
         target.load_state_dict(source.state_dict(), strict=True)
     target.generation_config = source.generation_config
     return target.eval()
+
+# %% ../../nbs/20_models/convert.ipynb #0c550907
+def to_llama(
+    model: ModernDecoderLM,
+) -> LlamaForCausalLM:  # a copy in evaluation mode, on the same device and in the same dtype
+    "Convert to a Llama. Embedding and residual dropout, which act in training only, are lost."
+    _refuse({name: getattr(model.config, name) for name in (*NOT_IN_LLAMA, "num_local_experts")}, "a Llama cannot express")
+    config = LlamaConfig(**{name: getattr(model.config, name) for name in SHARED_FIELDS})
+    return _copy_weights(model, LlamaForCausalLM(config))
+
+
+def from_llama(
+    llama: LlamaForCausalLM | str | os.PathLike,  # a model, or a folder written by its save_pretrained
+) -> ModernDecoderLM:  # a copy in evaluation mode, on the same device and in the same dtype
+    "Convert from a Llama."
+    if not isinstance(llama, LlamaForCausalLM):
+        llama = _load_folder(llama, "from_llama", LlamaForCausalLM)
+    c = llama.config
+    _refuse_foreign(c, attention_bias=c.attention_bias, mlp_bias=c.mlp_bias)
+    config = ModernLLMConfig.checked(**{name: getattr(c, name) for name in SHARED_FIELDS})
+    return _copy_weights(llama, ModernDecoderLM(config))
+
+# %% ../../nbs/20_models/convert.ipynb #ade289b8
+def to_qwen3(
+    model: ModernDecoderLM,
+) -> Qwen3ForCausalLM:  # a copy in evaluation mode, on the same device and in the same dtype
+    "Convert to a Qwen3, which is a Llama with `qk_norm`."
+    extra = {name: getattr(model.config, name) for name in (*NOT_IN_LLAMA, "num_local_experts") if name != "qk_norm"}
+    _refuse(extra, "a Qwen3 cannot express")
+    if not model.config.qk_norm:
+        raise InputError("a Qwen3 cannot express qk_norm=False, a Llama can")
+    config = Qwen3Config(**{name: getattr(model.config, name) for name in SHARED_FIELDS})
+    return _copy_weights(model, Qwen3ForCausalLM(config))
+
+# %% ../../nbs/20_models/convert.ipynb #84dd24f6
+def to_mixtral(
+    model: ModernDecoderLM,
+) -> MixtralForCausalLM:  # a copy in evaluation mode, on the same device and in the same dtype
+    "Convert to a Mixtral. What acts in training only is lost: embedding and residual dropout, capacity, router losses."
+    c = model.config
+    extra = {name: getattr(c, name) for name in (*NOT_IN_LLAMA, "shared_expert_intermediate_size")}
+    extra["decoder_sparse_step"] = c.decoder_sparse_step if c.decoder_sparse_step > 1 else None
+    extra["num_experts_per_tok"] = 1 if c.num_local_experts > 1 == c.num_experts_per_tok else None  # its gate would be 1
+    _refuse(extra, "a Mixtral cannot express")
+    if not c.num_local_experts:
+        raise InputError("to_mixtral: the model has no experts (num_local_experts is 0); to_llama is for dense models")
+    config = MixtralConfig(**{name: getattr(c, name) for name in (*SHARED_FIELDS, *EXPERT_FIELDS)})
+    return _copy_weights(model, MixtralForCausalLM(config))
+
+
+def from_mixtral(
+    mixtral: MixtralForCausalLM | str | os.PathLike,  # a model, or a folder written by its save_pretrained
+) -> ModernDecoderLM:  # a copy in evaluation mode, on the same device and in the same dtype
+    "Convert from a Mixtral. Router losses get our defaults, because Mixtral defines them differently."
+    if not isinstance(mixtral, MixtralForCausalLM):
+        mixtral = _load_folder(mixtral, "from_mixtral", MixtralForCausalLM)
+    c = mixtral.config
+    _refuse_foreign(c, sliding_window=c.sliding_window,
+                    num_experts_per_tok=1 if c.num_local_experts > 1 == c.num_experts_per_tok else None)
+    config = ModernLLMConfig.checked(**{name: getattr(c, name) for name in (*SHARED_FIELDS, *EXPERT_FIELDS)})
+    return _copy_weights(mixtral, ModernDecoderLM(config))

@@ -34,7 +34,7 @@ def fixed_generation_config(
         for module, before in holders:
             module.generation_config = before
 
-
+# %% ../../nbs/20_models/generation.ipynb #15f43874
 def end_tokens(
     model,
     tokenizer,
@@ -46,7 +46,21 @@ def end_tokens(
         found |= set(ends) if isinstance(ends, (list, tuple)) else {ends}
     return sorted(found - {None})
 
+# %% ../../nbs/20_models/generation.ipynb #6073ba89
+def _check(prompts, max_new_tokens, temperature, top_k, top_p):
+    "Refuse values that sampling is not defined for."
+    if not prompts or isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError("prompts: a non-empty list of strings is needed")
+    for name, value, fine, allowed in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, 0 <= temperature < float("inf"), "0 or more"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1, or None"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1, or None"),
+    ):
+        if not fine:
+            raise InputError(f"{name}: {value!r} is not allowed, it must be {allowed}")
 
+# %% ../../nbs/20_models/generation.ipynb #ef4a6780
 def generate_text(
     model,  # a causal LM of ours or of `transformers`
     tokenizer,  # its tokenizer
@@ -84,17 +98,3 @@ def generate_text(
         out = model.generate(input_ids=input_ids, attention_mask=mask)[:, longest:].tolist()
     lengths = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in out]
     return tokenizer.batch_decode([row[:n] for row, n in zip(out, lengths)], skip_special_tokens=True)
-
-
-def _check(prompts, max_new_tokens, temperature, top_k, top_p):
-    "Refuse values that sampling is not defined for."
-    if not prompts or isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise InputError("prompts: a non-empty list of strings is needed")
-    for name, value, fine, allowed in (
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature, 0 <= temperature < float("inf"), "0 or more"),
-        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1, or None"),
-        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1, or None"),
-    ):
-        if not fine:
-            raise InputError(f"{name}: {value!r} is not allowed, it must be {allowed}")

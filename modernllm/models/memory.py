@@ -98,7 +98,7 @@ def backward_workspace(
     stacking = (8 + 4 + 4) * matrix - 6 * matrix - 8 * inner  # gradients wide, wide, and narrow twice, less what is freed by then
     return max(at_least + 4 * c.num_experts_per_tok * stream, stacking)
 
-
+# %% ../../nbs/20_models/memory.ipynb #b72787b9
 def fragmentation(
     config: ModernLLMConfig,
     graph: int,  # bytes saved for the backward pass
@@ -111,7 +111,7 @@ def fragmentation(
         return 1.3 * (graph + layer) + 3 * experts
     return (0.3 if experts else 0.45) * (graph - 2 * experts) + 3 * experts
 
-
+# %% ../../nbs/20_models/memory.ipynb #cd6c8e06
 def step_memory(
     config: ModernLLMConfig,
     batch_size: int,

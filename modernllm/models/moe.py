@@ -91,7 +91,7 @@ def power_of_two_pieces(
     "Split each expert's rows into pieces whose lengths are powers of two, the largest first."
     return [(e, 1 << bit) for e, n in enumerate(rows) for bit in reversed(range(n.bit_length())) if n >> bit & 1]
 
-
+# %% ../../nbs/20_models/moe.ipynb #8b66793d
 class Experts(nn.Module):
     "SwiGLU networks with stacked weights, in Mixtral's layout."
 

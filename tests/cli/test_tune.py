@@ -43,7 +43,7 @@ def test_a_batch_size_is_found_and_proposed(runs, capsys):
 
 def test_tokens_are_learnt_by_heart_and_nothing_is_saved(runs, capsys):
     assert main([*OVERFIT, "learning_rate=3e-2", "max_steps=300"]) == 0
-    assert "32 tokens known by heart, loss below 0.05" in capsys.readouterr().out
+    assert "32 tokens memorised, loss below 0.05" in capsys.readouterr().out
     assert not runs.exists()
 
 

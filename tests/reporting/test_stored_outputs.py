@@ -1,0 +1,140 @@
+"Library notebooks as they are stored: short cells, no outputs that depend on the machine, and how outputs are compared."
+
+import base64
+import io
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.image
+import nbformat
+import numpy as np
+import pytest
+
+import notebooks
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = sorted(path for path in (ROOT / "nbs").glob("*/*.ipynb") if path.parent.name != "studies")
+MOST_LINES, MOST_CELLS = 60, 42
+LONGER = {  # notebook: lines of its longest cell, until it is split
+    "00_core/config.ipynb": 88,
+    "00_core/provenance.ipynb": 70,
+    "00_core/records.ipynb": 102,
+    "00_core/runs.ipynb": 212,
+    "00_core/telemetry.ipynb": 92,
+    "10_data/catalogue.ipynb": 117,
+    "10_data/corpus.ipynb": 81,
+    "10_data/sources.ipynb": 70,
+    "10_data/tasks.ipynb": 79,
+    "10_data/text_files.ipynb": 92,
+    "10_data/tokenizers.ipynb": 80,
+    "30_training/batch_find.ipynb": 79,
+    "30_training/config.ipynb": 64,
+    "30_training/muon.ipynb": 63,
+    "30_training/trainer.ipynb": 238,
+    "46_benchmarking/bench.ipynb": 66,
+    "46_benchmarking/peers.ipynb": 65,
+    "46_benchmarking/timing.ipynb": 79,
+    "52_synthetic/benchmark.ipynb": 70,
+    "52_synthetic/exactness.ipynb": 81,
+    "52_synthetic/language.ipynb": 143,
+    "52_synthetic/layout.ipynb": 94,
+    "52_synthetic/library.ipynb": 159,
+    "52_synthetic/program.ipynb": 123,
+    "52_synthetic/running.ipynb": 67,
+    "52_synthetic/weights.ipynb": 254,
+    "58_workflow/batch.ipynb": 96,
+    "58_workflow/code_versions.ipynb": 79,
+    "58_workflow/equivalence.ipynb": 89,
+    "58_workflow/execute.ipynb": 75,
+    "58_workflow/graph.ipynb": 119,
+    "58_workflow/plan.ipynb": 85,
+    "58_workflow/staleness.ipynb": 68,
+    "60_reporting/staging.ipynb": 135,
+    "70_cli/recipe.ipynb": 108,
+    "70_cli/runs.ipynb": 102,
+}
+WITH_BARS = {"10_data/manifest.ipynb", "10_data/spans.ipynb", "45_experiments/finetuning.ipynb"}  # until they are executed again
+VARIES = re.compile(r"/tmp/|/root/|/home/|/var/|site-packages|\b0x[0-9a-f]{6,}|\d\d:\d\d[<:]\d\d|\d{4}-\d\d-\d\dT\d\d")
+
+
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def cell(*outputs):
+    return nbformat.from_dict({"id": "a", "cell_type": "code", "source": "", "outputs": list(outputs)})
+
+
+def stream(text):
+    return {"output_type": "stream", "name": "stdout", "text": text}
+
+
+def test_cells_and_notebooks_are_short():
+    lines = {path: max((len(c.source.splitlines()) for c in notebook(path).cells if c.cell_type == "code"), default=0)
+             for path in LIBRARY}
+    long = {str(path.relative_to(ROOT / "nbs")): n for path, n in lines.items() if n > MOST_LINES}
+    assert not {name: n for name, n in long.items() if n > LONGER.get(name, 0)}
+    assert not [path.name for path in LIBRARY if len(notebook(path).cells) > MOST_CELLS]
+
+
+def test_stored_outputs_hold_nothing_of_the_machine():
+    found = [f"{path.relative_to(ROOT)} cell {place}: {match[0]}" for path in LIBRARY
+             for place, c in enumerate(notebook(path).cells) if c.cell_type == "code"
+             for kind, text in notebooks.shown(c).items() if not kind.startswith("image/")
+             for match in [VARIES.search(text)] if match]
+    assert not found
+
+
+def test_no_progress_bars_are_stored():
+    found = {str(path.relative_to(ROOT / "nbs")) for path in LIBRARY for c in notebook(path).cells
+             if any("\r" in output.get("text", "") for output in c.get("outputs", []))}
+    assert found <= WITH_BARS
+
+
+def test_stored_pictures_are_small():
+    sizes = {(path.name, place): len(text) * 3 // 4 for path in LIBRARY for place, c in enumerate(notebook(path).cells)
+             if c.cell_type == "code" for kind, text in notebooks.shown(c).items() if kind.startswith("image/")}
+    assert len(sizes) > 30 and not {where: size for where, size in sizes.items() if size > 100_000}
+
+
+@pytest.mark.parametrize("stored, now, equal", [
+    ("loss 4.31 of 12 tokens", "loss 4.31 of 12 tokens", True),
+    ("loss 4.310", "loss 4.331", True),  # another processor rounds differently
+    ("loss 4.310", "loss 4.52", False),
+    ("12 tokens", "13 tokens", False),
+    ("error 0.003", "error 0.004", True),  # one unit of the last digit
+    ("error 1.0e-03", "error 3.0e-03", False),
+    ("took 1.52 s", "took 3.10 s", False),
+    ("in /tmp/tmpab12", "in /tmp/tmpcd34", False),
+    ("torch 2.13.0", "torch 2.13.1", False),
+])
+def test_texts_are_compared_by_words_and_numbers(stored, now, equal):
+    before, after = (SimpleNamespace(cells=[cell(stream(text))]) for text in (stored, now))
+    assert (notebooks.differences(before, after) == []) == equal
+
+
+def test_a_difference_names_the_cell_and_what_it_shows_now():
+    before, after = (SimpleNamespace(cells=[cell(stream(text))]) for text in ("a\n", "b\n"))
+    assert notebooks.differences(before, after) == ["cell 0 (a): its stored stdout is 'b\\n'"]
+    assert notebooks.differences(SimpleNamespace(cells=[cell()]), after) == []  # it stores nothing
+
+
+def test_progress_bars_are_not_stored_or_compared():
+    before, after = (SimpleNamespace(cells=[cell(stream(text))]) for text in ("x\n", "\r 10%|#  | 1/10 [00:02<00:25]\nx\n"))
+    assert notebooks.differences(before, after) == []
+    assert notebooks.without_bars([stream("\r 10%| 1/10 [00:02<00:25]")]) == []
+
+
+def picture(shift):
+    pixels, file = np.ones((40, 60, 3)), io.BytesIO()
+    pixels[:, 20 + shift : 30 + shift] = 0
+    matplotlib.image.imsave(file, pixels, format="png")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_pictures_are_compared_by_their_pixels():
+    shown = [SimpleNamespace(cells=[cell({"output_type": "display_data", "metadata": {}, "data": {"image/png": picture(shift)}})])
+             for shift in (0, 0, 9)]
+    assert notebooks.differences(shown[0], shown[1]) == []
+    assert notebooks.differences(shown[0], shown[2]) == ["cell 0 (a): its stored image/png differs"]
