@@ -50,11 +50,11 @@ def pages(
 def symbols(
     source: str,  # code of an exported cell
 ) -> list[str]:  # public names it defines
-    "Functions, classes and assigned names of a cell, those of tuples, chains and annotations too."
+    "Functions, classes and assigned names of a cell (in tuples, chains, annotations too); not methods that `patch` adds."
     names = []
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.append(node.name)
+            names += [] if any("patch" in ast.unparse(added) for added in node.decorator_list) else [node.name]
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names += [part.id for target in targets for part in ast.walk(target)
