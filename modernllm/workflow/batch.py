@@ -22,9 +22,9 @@ from pathlib import Path
 import psutil
 
 from ..core.config import PROFILES, InputError, RunFailed, check_name, settings
-from .execute import read_state
 from .expand import run_folder
 from .graph import prepare, prepare_summaries
+from .step_status import read_status, write_status
 
 # %% ../../nbs/58_workflow/batch.ipynb #c9050dee
 GRACE = 90  # seconds for all steps to end after Ctrl-C; a step allows its notebook 60
@@ -146,20 +146,20 @@ def _last_event(folder: Path) -> str:
 class _Progress:
     "Reports finished steps, and periodically what is running."
 
-    def __init__(self, steps: dict[str, Path], say: Callable[[str], None]):  # title: state file
+    def __init__(self, steps: dict[str, tuple[Path, str]], say: Callable[[str], None]):  # title: folder and kind of step
         self.steps, self.open, self.say = steps, dict(steps), say
         self.start = self.told = time.time()
 
     def look(self):
         running = []
-        for title, path in list(self.open.items()):
-            state = read_state(path)
-            if state.get("state") == "running":
-                running.append(title + _last_event(path.parent))
-            elif state:
+        for title, (folder, kind) in list(self.open.items()):
+            status = read_status(folder, kind)
+            if status.get("state") == "running":
+                running.append(title + _last_event(folder))
+            elif status.get("state", "waiting") != "waiting":
                 del self.open[title]
-                message = f": {state['message']}" if state["message"] else ""
-                self._say(f"{title} {state['state']} after {state['seconds']} s{message}")
+                message = f": {status['message']}" if status["message"] else ""
+                self._say(f"{title} {status['state']} after {status['seconds']} s{message}")
         if time.time() - self.told > 60:
             self._say(f"running: {', '.join(running) or 'nothing yet'}")
 
@@ -190,13 +190,12 @@ def run_studies(
             say(f"nothing to do: {what} are up to date")
             return
         say(f"{len(todo)} runs and {len(summaries)} summaries to do; {len(rows) - len(todo)} runs are up to date")
-        steps = {row.name: run_folder(profile, row.study, row.variant, row.seed) / "run.state.json" for row in todo}
-        steps |= {f"{study}/selection": base / study / "select.state.json" for study in selections}
-        steps |= {f"{study}/summary": base / study / "summary.state.json" for study in summaries}
-        for path in steps.values():
-            path.unlink(missing_ok=True)
-        done = [path.with_name(f".{path.name.removesuffix('.state.json')}.done") for path in steps.values()]
-        targets = [path.relative_to(base).as_posix() for path in done]
+        steps = {row.name: (run_folder(profile, row.study, row.variant, row.seed), "run") for row in todo}
+        steps |= {f"{study}/selection": (base / study, "select") for study in selections}
+        steps |= {f"{study}/summary": (base / study, "summary") for study in summaries}
+        for folder, kind in steps.values():
+            write_status(folder, kind, state="waiting")
+        targets = [(folder.relative_to(base) / f".{kind}.done").as_posix() for folder, kind in steps.values()]
         threads = max((node["threads"] for node in json.loads((base / "graph.json").read_text())["runs"].values()), default=1)
         progress = _Progress(steps, say)
         with open(base / "snakemake.log", "wb") as log:
@@ -217,7 +216,7 @@ def run_studies(
 
 def _raise_failures(progress: _Progress, returncode: int, log: Path):
     "Raise one error for all failed steps."
-    states = {title: read_state(path) for title, path in progress.steps.items()}
+    states = {title: read_status(*step) for title, step in progress.steps.items()}
     failed = {title: state for title, state in states.items() if state.get("state") == "failed"}
     if any(state.get("state") == "interrupted" for state in states.values()):
         raise KeyboardInterrupt
