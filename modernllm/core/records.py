@@ -110,7 +110,7 @@ class Cost(Config):
     useful_gpu_hours: Amount
     lost_gpu_hours: Amount
     usd: Amount  # useful and lost, at the prices of the settings
-    energy_joules: Amount | None = None  # None: the machine does not tell
+    energy_joules: None = Field(default=None, exclude=True)  # in old records, without a value; no longer written
     peak_memory_mb: Amount
     peak_gpu_memory_mb: Amount | None = None
     throughput: Throughput | None = None
