@@ -117,7 +117,8 @@ def test_holm_refuses_what_is_no_probability():
 
 
 def test_a_family_is_corrected_as_one():
-    values = {name: {seed: base + 0.1 * seed * factor for seed in range(3)} for name, base, factor in (("a", 0, 1), ("b", 1, 3), ("c", 0.2, 2))}
+    shapes = {"a": (0, 0.1), "b": (1, 0.3), "c": (0.2, 0.2)}
+    values = {name: {seed: base + slope * seed**2 for seed in range(3)} for name, (base, slope) in shapes.items()}
     pairs = [(values["a"], values["b"]), (values["a"], values["c"]), ([1.0], [2.0])]
     found = compare_family(pairs)
     assert [comparison for comparison, _ in found] == [compare(a, b) for a, b in pairs]
