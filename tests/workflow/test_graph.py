@@ -350,7 +350,7 @@ def test_a_failed_run_says_so_and_is_tried_again(lab, capsys):
     assert "told to fail" in capsys.readouterr().err
     state, why = lab.states()[BASE]
     assert state == "new" and "last try failed: ValueError: this run was told to fail" in why
-    lab.edit("tiny/run.ipynb", "run.finish(status);", "pass")
+    lab.edit("tiny/run.ipynb", "run.finish();", "pass")
     lab.edit("tiny/plan.yaml", ", fail: true", "")
     graph.prepare(["tiny"], "smoke")
     assert execute.step("run", str(lab.record(BASE).parent)) == 1
