@@ -96,6 +96,7 @@ class Plan(Config):
     study: str
     title: str
     question: str
+    position: typing.Annotated[int, Field(ge=1)] | None = None  # place among the studies in paper and slides; None: last, by name
     budget: Budget = Budget()
     data: dict[str, DataSettings] = {}
     profiles: dict[str, Profile]
