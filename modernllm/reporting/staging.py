@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from ..core.config import InputError, atomic_write, check_name, did_you_mean, parse_yaml, settings
+from ..workflow.graph import Row
 from ..workflow.plan import load_plan, studies
 from . import tables, variables
 from .results import published, rows, since, states, summarise
@@ -95,9 +96,10 @@ KNOWN = ("include", "meta", "var")
 # %% ../../nbs/60_reporting/staging.ipynb #2732d542
 def study_tables(
     profile: str,
+    known: dict[str, Row] | None = None,  # from `states`; None: looked at now
 ) -> dict[str, str]:  # file name: Markdown
     "All generated tables of a profile."
-    out, groups, known = {}, {}, states(profile)
+    out, groups, known = {}, {}, states(profile) if known is None else known
     for record in published(profile):
         groups.setdefault(record.study, []).append(record)
     for study, records in groups.items():
@@ -170,6 +172,7 @@ def stage(
     what: str,  # "paper" or "slides"
     profile: str,
     folder: Path | None = None,  # default: inside the profile's build folder
+    known: dict[str, Row] | None = None,  # from `states`; None: looked at now
 ) -> tuple[Path, list[str]]:  # folder with everything the renderer needs; what is missing
     "Copy the sources and write variables, tables and figures of a profile beside them."
     check_name("document", what, DOCUMENTS)
@@ -180,7 +183,7 @@ def stage(
     for figure in [*settings().figures(profile).parent.glob("*.svg"), *settings().figures(profile).glob("*.svg")]:
         shutil.copy(figure, folder / "figures")
     own = {path.name: path.read_text(encoding="utf-8") for path in settings().results(profile).glob("*.md")}
-    for name, text in (own | study_tables(profile)).items():
+    for name, text in (own | study_tables(profile, known)).items():
         atomic_write(folder / "_tables" / name, text)
     for name, text in study_parts(folder).items():
         atomic_write(folder / name, text)
