@@ -16,7 +16,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .callbacks import Callback, KillRule
 from .config import PROFILES, InputError, RunFailed, check_name, settings
 from .locks import lock, unlock
 from .parameters import GIVEN, notebook_parameters
@@ -264,8 +263,10 @@ class Run:
         kill = self.spec.get("kill")
         return load_record(self.dir / kill["record"]).curves[kill["curve"]] if kill else None
 
-    def callbacks(self) -> list[Callback]:
+    def callbacks(self) -> list:  # of `Callback`
         "What the plan asks of the trainer: its kill rule, against the baseline's curve; [] without one."
+        from modernllm.core.callbacks import KillRule  # which needs numpy
+
         kill, curve = self.spec.get("kill"), self._baseline()
         if not kill:
             return []
