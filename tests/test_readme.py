@@ -50,10 +50,10 @@ def notebook(path, *sources):
 
 
 def test_a_study_in_five_steps_up_to_the_paper(root, project, shared_cache):
-    text = (root / "README.md").read_text(encoding="utf-8").split("## Add a study in five steps")[1].split("\n## ")[0]
+    text = (root / "README.md").read_text(encoding="utf-8").split("## Add a study in five steps")[1].split("A test performs")[0]
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.S)
-    assert [kind for kind, _ in blocks] == ["sh", "yaml", "python", "python", "python", "python", "sh"]
-    make, plan, parameters, work, summary_parameters, table, run = (code for _, code in blocks)
+    assert [kind for kind, _ in blocks] == ["sh", "yaml", "python", "python", "python", "python", "markdown", "markdown", "sh"]
+    make, plan, parameters, work, summary_parameters, table, section, slide, run = (code for _, code in blocks)
     for name in ("settings.ini", "Snakefile", "constraints.txt"):
         shutil.copy(root / name, project / name)
 
@@ -78,13 +78,20 @@ def test_a_study_in_five_steps_up_to_the_paper(root, project, shared_cache):
     assert 1 < values["small"] < values["large"]
     assert (project / "data/results/smoke/vocabulary.csv").exists()
     assert "[Vocabulary and token length](studies/vocabulary)" in questions({}, "smoke")
-    quoted = re.search(r"\{\{< var (\S+) >\}\}", text)[1]
-    from modernllm.reporting import variables
-    assert quoted in variables.flatten(variables.collect("smoke"))
+    from modernllm.reporting.staging import sources, stage, staged_text
 
     shutil.copytree(root / "report", project / "report", ignore=shutil.ignore_patterns("build"))
+    for kept in [*(project / "report/sections").iterdir(), *(project / "report/slides").iterdir()]:
+        kept.unlink()
+    section_path, slide_path = re.findall(r"`report/(s\w+/vocabulary[\w.-]+)`", text)
+    for path, content in ((section_path, section), (slide_path, slide)):
+        (project / "report" / path).write_text(content, encoding="utf-8")
+    for what, path in (("paper", section_path), ("slides", slide_path)):  # as they are, none of them names the study
+        assert path in sources(stage(what, "smoke")[0], f"{what}.qmd")
     head = '---\ntitle: One study\nnotice: "{{< var notice >}}"\nformat:\n  acl-typst: default\n---\n'
-    quote = f"\n# Results\n\nA token holds {{{{< var {quoted} >}}}} bytes.\n"
-    (project / "report/paper.qmd").write_text(head + quote, encoding="utf-8")
+    body = "\n# Results\n\n{{< include /_studies/results.qmd >}}\n"
+    (project / "report/paper.qmd").write_text(head + body, encoding="utf-8")
     modernllm("report", "build", "paper")
     assert (project / "report/build/smoke/paper.pdf").read_bytes().startswith(b"%PDF")
+    staged = staged_text("paper", project / "report/build/smoke/paper-source")
+    assert f"with the small vocabulary and for\n{values['large']:.3g}"[:-2] in staged and "#tbl-vocabulary-validation" in staged

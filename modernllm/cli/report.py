@@ -41,10 +41,11 @@ def build(what, profile, renderer):
     names = ["paper", "slides"] if what == "all" else [what]
     refuse_typed(names)
     batch.run_studies(None, profile, summaries_only=True, say=lambda line: None)
-    for line in stale(profile, states(profile)):
+    known = states(profile)
+    for line in stale(profile, known):
         click.echo(f"stale: {line}", err=True)
     for name in names:
-        for file in render(name, profile, renderer):
+        for file in render(name, profile, renderer, known=known):
             click.echo(file)
     click.echo(f"\n{tables.headline(profile)}")
 

@@ -6,9 +6,7 @@
 __all__ = ['RunFolder', 'read_run', 'all_runs', 'find_run', 'differences', 'draw', 'runs']
 
 # %% ../../nbs/70_cli/runs.ipynb #5c25d18c
-import fcntl
 import json
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,24 +15,10 @@ import click
 
 from .app import examples
 from ..core.config import InputError, did_you_mean, load_yaml, settings
+from ..core.locks import is_locked
 from ..core.telemetry import Telemetry
 
 # %% ../../nbs/70_cli/runs.ipynb #06f980f5
-def _is_held(folder: Path) -> bool:
-    "Whether a process has locked the folder."
-    try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-
-
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -60,7 +44,7 @@ class RunFolder:
     @property
     def status(self) -> str:
         "finished, killed (by a kill rule), failed, running or interrupted"
-        if _is_held(self.folder):
+        if is_locked(self.folder):
             return "running"
         reasons = [event.get("reason") for event in self.events if event["kind"] == "stop"]
         last = reasons[-1] if self.events[-1]["kind"] == "stop" else "interrupted"

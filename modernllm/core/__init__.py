@@ -5,6 +5,8 @@ from modernllm import lazily
 # public name: module of this package that defines it
 _EXPORTS = {
     "PROFILES": "config",
+    "Callback": "callbacks",
+    "KillRule": "callbacks",
     "Config": "config",
     "InputError": "config",
     "RunFailed": "config",

@@ -8,6 +8,7 @@ __all__ = ['Name', 'Sha256', 'Count', 'Amount', 'CURVE_POINTS', 'Metric', 'Curve
            'load_record', 'load_records', 'write_record', 'publish']
 
 # %% ../../nbs/00_core/records.ipynb #35ef53e0
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, field_validator
+from pydantic import Field, FiniteFloat, ValidationError, field_validator
 
 from .config import PROFILES, Config, InputError, atomic_write, settings
 from .provenance import json_sha256
@@ -110,7 +111,7 @@ class Cost(Config):
     useful_gpu_hours: Amount
     lost_gpu_hours: Amount
     usd: Amount  # useful and lost, at the prices of the settings
-    energy_joules: Amount | None = None  # None: the machine does not tell
+    energy_joules: None = Field(default=None, exclude=True)  # in old records, without a value; no longer written
     peak_memory_mb: Amount
     peak_gpu_memory_mb: Amount | None = None
     throughput: Throughput | None = None
@@ -224,6 +225,8 @@ def load_record(
 @lru_cache(maxsize=1024)
 def _record_of(text: str) -> Record:
     "Validating takes milliseconds, and a report reads each of hundreds of records several times."
+    with contextlib.suppress(ValidationError):  # which is then told in one line, below
+        return Record.__pydantic_validator__.validate_json(text)
     values = json.loads(text)
     if not isinstance(values, dict):
         raise InputError("is not a record")

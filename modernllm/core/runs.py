@@ -122,6 +122,7 @@ class Run:
         self.params = params
         self._values = {"metrics": {}, "curves": {}, "texts": {}, "data": [], "splits_read": []}
         self._tokenizer_hash, self._artifacts, self._inputs, self._keys = None, {}, {}, set()
+        self.status = "finished"  # "killed": given up by the plan's kill rule
         for name, source in self.spec.get("inputs", inputs or {}).items():
             self._inputs[name] = self._upstream(name, source)
         self._notebook = None if self._scratch else self._find_notebook()
@@ -129,6 +130,8 @@ class Run:
         self._hashes = source_hashes(self._start)
         self._git = git_state(settings().root)
         upstream = {name: source["record_sha256"] for name, (source, _) in self._inputs.items()}
+        if curve := self._baseline():  # a run that was given up goes on when its baseline has changed
+            upstream["kill"] = json_sha256(curve.to_dict())
         self.spec_hash = json_sha256({"spec": self.spec, "params": params, "upstream": upstream})
         if "threads" in self.spec:
             set_threads(self.spec["threads"])
@@ -255,10 +258,24 @@ class Run:
         "An artifact of an upstream run."
         return self._inputs[check_name("input", name, self._inputs)][1]
 
-    def finish(
-        self,
-        status: str = "finished",  # or "killed", by the plan's kill rule
-    ) -> Record:
+    def _baseline(self) -> Curve | None:
+        "The curve that the plan's kill rule compares with; None without a rule."
+        kill = self.spec.get("kill")
+        return load_record(self.dir / kill["record"]).curves[kill["curve"]] if kill else None
+
+    def callbacks(self) -> list:  # of `Callback`
+        "What the plan asks of the trainer: its kill rule, against the baseline's curve; [] without one."
+        from modernllm.core.callbacks import KillRule  # which needs numpy
+
+        kill, curve = self.spec.get("kill"), self._baseline()
+        if not kill:
+            return []
+        if curve.x_unit != "tokens":
+            raise InputError(f"kill.curve '{kill['curve']}' is over {curve.x_unit}; a trainer compares over tokens only")
+        limits = {name: kill[name] for name in ("delta", "after", "patience")}
+        return [KillRule({"x": curve.x, "y": curve.y}, **limits)]
+
+    def finish(self) -> Record:
         "Check and hash the outputs, publish the record, and write it into the run folder last."
         artifacts = {}
         for name, path in self._artifacts.items():
@@ -267,10 +284,10 @@ class Run:
             sha256, size = path_sha256(path)
             artifacts[name] = {"path": path.relative_to(self.dir).as_posix(), "sha256": sha256, "bytes": size}
         problem = source_problem(self._start, self._hashes) if self._notebook else ""
-        self.telemetry.event("stop", reason=status)
+        self.telemetry.event("stop", reason=self.status)
         events = Telemetry.read(self.dir)
         record = Record.make({
-            "study": self.study, "variant": self.variant, "seed": self.seed, "profile": self.profile, "status": status,
+            "study": self.study, "variant": self.variant, "seed": self.seed, "profile": self.profile, "status": self.status,
             "command": f"modernllm study run {self.study} --profile {self.profile}", "params": self.params,
             "inputs": {name: source for name, (source, _) in self._inputs.items()}, **self._values, "artifacts": artifacts,
             "provenance": {

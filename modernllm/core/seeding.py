@@ -84,7 +84,7 @@ def deterministic(
         torch.backends.cudnn.benchmark = before[1]
 
 # %% ../../nbs/00_core/seeding.ipynb #57b449ec
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 def thread_environment(

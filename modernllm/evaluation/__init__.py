@@ -14,7 +14,6 @@ _EXPORTS = {
     "continue_long": "long_text",
     "read_long": "long_text",
     "with_cache": "long_text",
-    "compare_to_baseline": "stats",
     "distinct": "text_statistics",
     "repeated": "text_statistics",
     "topic_retention": "text_statistics",

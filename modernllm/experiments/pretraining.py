@@ -48,7 +48,7 @@ def pretrain(
     batch_size: int,
     eval_tokens: int,  # length of the prefix of validation
     objective: Objective | None = None,  # None: next-token prediction as it is
-    callbacks: Sequence[Callback] = (),  # beside the progress bar
+    callbacks: Sequence[Callback] = (),  # beside the progress bar and those of the run's plan
     separate_documents: bool = False,  # no attention across the border of two documents in a row
 ) -> TrainResult:
     "Train on the corpus in the run's folder; record model size and both loss curves."
@@ -59,10 +59,12 @@ def pretrain(
     evaluate = prefix_loss(corpus.validation, context=context, max_tokens=eval_tokens)
     first = evaluate(model)["loss"]
     trainer = Trainer(
-        model, objective or LanguageModelling(), batches, config, evaluate=evaluate, callbacks=[ProgressBar(), *callbacks],
-        folder=run.checkpoints, telemetry=run.telemetry,
+        model, objective or LanguageModelling(), batches, config, evaluate=evaluate,
+        callbacks=[ProgressBar(), *run.callbacks(), *callbacks], folder=run.checkpoints, telemetry=run.telemetry,
     )
     result = trainer.fit()
+    if result.stopped == "killed":
+        run.status = "killed"
     if config.early_stop_patience:
         trainer.load_best()
     train, evals = pd.DataFrame(result.history["train"]), pd.DataFrame(result.history["eval"])

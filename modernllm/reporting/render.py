@@ -21,6 +21,7 @@ import yaml
 
 from ..core.config import InputError, RunFailed, atomic_write, check_name, settings
 from ..core.provenance import json_sha256, path_sha256, source_hash
+from ..workflow.graph import Row
 from . import variables
 from .figures import boxed_signs
 from .glyphs import font_folder, glyph_warning
@@ -161,10 +162,11 @@ def render(
     profile: str,
     renderer: str | None = None,  # as in `choose`
     progress=functools.partial(print, file=sys.stderr, flush=True),  # called with a line about each step
+    known: dict[str, Row] | None = None,  # from `states`; None: looked at now
 ) -> list[Path]:  # the documents
     "Make the paper or the slides of a profile, unless they are up to date; what is missing is said, on the page too."
     renderer, tool = choose(renderer)
-    folder, gone = stage(what, profile)
+    folder, gone = stage(what, profile, known=known)
     if gone:
         progress(f"{what}: missing in profile {profile}: {', '.join(gone)}")
     outputs = {settings().build(profile) / name: extension for name, extension in FORMATS[what].items()}

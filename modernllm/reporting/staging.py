@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODE', 'SHORTCODE', 'DOCUMENTS', 'KNOWN', 'MISSING_TABLE', 'MISSING_FIGURE', 'PARTS', 'UNRUN', 'front_matter',
-           'line_of', 'fill', 'study_tables', 'sources', 'stage', 'asked', 'staged_text']
+           'line_of', 'fill', 'study_tables', 'study_parts', 'sources', 'stage', 'asked', 'staged_text']
 
 # %% ../../nbs/60_reporting/staging.ipynb #e7d2045c
 import re
@@ -14,7 +14,8 @@ from pathlib import Path
 import yaml
 
 from ..core.config import InputError, atomic_write, check_name, did_you_mean, parse_yaml, settings
-from ..workflow.plan import studies
+from ..workflow.graph import Row
+from ..workflow.plan import load_plan, studies
 from . import tables, variables
 from .results import published, rows, since, states, summarise
 from .text import code, escape, shown
@@ -95,9 +96,10 @@ KNOWN = ("include", "meta", "var")
 # %% ../../nbs/60_reporting/staging.ipynb #2732d542
 def study_tables(
     profile: str,
+    known: dict[str, Row] | None = None,  # from `states`; None: looked at now
 ) -> dict[str, str]:  # file name: Markdown
     "All generated tables of a profile."
-    out, groups, known = {}, {}, states(profile)
+    out, groups, known = {}, {}, states(profile) if known is None else known
     for record in published(profile):
         groups.setdefault(record.study, []).append(record)
     for study, records in groups.items():
@@ -130,12 +132,26 @@ MISSING_FIGURE = """<svg xmlns="http://www.w3.org/2000/svg" width="240" height="
 <rect x="1" y="1" width="238" height="118" fill="none" stroke="black" stroke-dasharray="4 3"/>
 <text x="120" y="64" font-size="11" text-anchor="middle" font-family="DejaVu Sans Mono">missing: {name}</text></svg>
 """
-PARTS = "sections/{}-experiment.qmd", "sections/{}-results.qmd", "sections/{}-appendix.qmd", "slides/{}.qmd"  # of a study
+# What a study adds to the documents, each part where the document includes `/_studies/<part>.qmd`.
+PARTS = {"experiments": "sections/{}-experiment.qmd", "results": "sections/{}-results.qmd",
+         "appendices": "sections/{}-appendix.qmd", "slides": "slides/{}.qmd"}
 UNRUN = """{heading}
 
 **Question.** {{{{< var {study}.question >}}}} On record in profile `{profile}` are {done} of its runs, and no results yet:
-`modernllm study run {study} --profile {profile}`.
+`modernllm study run {name} --profile {profile}`.
 """
+
+
+def study_parts(
+    folder: Path,  # of the report
+) -> dict[str, str]:  # "_studies/results.qmd": text that includes this part of every study that has it
+    "The texts of all studies, in the order of `position` in their plans; those without one come last, by name."
+    plans = sorted(map(load_plan, studies()), key=lambda plan: (plan.position is None, plan.position, plan.study))
+    found = {}
+    for part, pattern in PARTS.items():
+        paths = [pattern.format(plan.study) for plan in plans if (folder / pattern.format(plan.study)).is_file()]
+        found[f"_studies/{part}.qmd"] = "\n\n".join(f"{{{{< include /{path} >}}}}" for path in paths) + "\n"
+    return found
 
 
 def sources(
@@ -143,11 +159,11 @@ def sources(
     document: str,  # "paper.qmd"
 ) -> dict[str, str]:  # path: text; the document and all it includes
     "The texts a document is made of; files that are not there are left out."
-    found, waiting = {}, [document]
+    found, waiting, collected = {}, [document], study_parts(folder)
     while waiting:
         name = waiting.pop(0).lstrip("/")
-        if name not in found and (folder / name).is_file():
-            found[name] = (folder / name).read_text(encoding="utf-8")
+        if name not in found and (name in collected or (folder / name).is_file()):
+            found[name] = collected.get(name) or (folder / name).read_text(encoding="utf-8")
             waiting += re.findall(r"\{\{<\s*include\s+(\S+)\s*>\}\}", found[name])
     return found
 
@@ -156,6 +172,7 @@ def stage(
     what: str,  # "paper" or "slides"
     profile: str,
     folder: Path | None = None,  # default: inside the profile's build folder
+    known: dict[str, Row] | None = None,  # from `states`; None: looked at now
 ) -> tuple[Path, list[str]]:  # folder with everything the renderer needs; what is missing
     "Copy the sources and write variables, tables and figures of a profile beside them."
     check_name("document", what, DOCUMENTS)
@@ -166,8 +183,10 @@ def stage(
     for figure in [*settings().figures(profile).parent.glob("*.svg"), *settings().figures(profile).glob("*.svg")]:
         shutil.copy(figure, folder / "figures")
     own = {path.name: path.read_text(encoding="utf-8") for path in settings().results(profile).glob("*.md")}
-    for name, text in (own | study_tables(profile)).items():
+    for name, text in (own | study_tables(profile, known)).items():
         atomic_write(folder / "_tables" / name, text)
+    for name, text in study_parts(folder).items():
+        atomic_write(folder / name, text)
     return folder, _stage_unrun(profile, folder) + _stage_missing(what, profile, folder)
 
 
@@ -175,12 +194,13 @@ def _stage_unrun(profile, folder):
     "Of a study without a summary leave the question, and say what would answer it."
     gone = []
     for study in studies():
-        experiment, *others = (folder / part.format(study) for part in PARTS)
-        if experiment.is_file() and not (settings().results(profile) / f"{study}.csv").is_file():
-            heading, done = experiment.read_text(encoding="utf-8").partition("\n")[0], len(published(profile, study))
-            atomic_write(experiment, UNRUN.format(heading=heading, study=study, profile=profile, done=done or "none"))
-            for path in others:
+        paths = [path for part in PARTS.values() if (path := folder / part.format(study)).is_file()]
+        if paths and not (settings().results(profile) / f"{study}.csv").is_file():
+            heading, done = paths[0].read_text(encoding="utf-8").partition("\n")[0], len(published(profile, study))
+            for path in paths:
                 path.write_text("", encoding="utf-8")
+            text = UNRUN.format(heading=heading, study=variables.key(study), name=study, profile=profile, done=done or "none")
+            atomic_write(paths[0], text)
             gone.append(f"study {study}")
     return sorted(gone)
 

@@ -6,7 +6,6 @@ from modernllm import lazily
 _EXPORTS = {
     "Callback": "callbacks",
     "EarlyStop": "callbacks",
-    "KillRule": "callbacks",
     "LivePlot": "callbacks",
     "ProgressBar": "callbacks",
     "EMA": "averaging",

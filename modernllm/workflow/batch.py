@@ -7,7 +7,6 @@ __all__ = ['GRACE', 'run_studies']
 
 # %% ../../nbs/58_workflow/batch.ipynb #9fe2ff9e
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -22,9 +21,10 @@ from pathlib import Path
 import psutil
 
 from ..core.config import PROFILES, InputError, RunFailed, check_name, settings
-from .execute import read_state
+from ..core.locks import lock, name_holder, unlock
 from .expand import run_folder
 from .graph import prepare, prepare_summaries
+from .step_status import read_status, write_status
 
 # %% ../../nbs/58_workflow/batch.ipynb #c9050dee
 GRACE = 90  # seconds for all steps to end after Ctrl-C; a step allows its notebook 60
@@ -32,19 +32,12 @@ GRACE = 90  # seconds for all steps to end after Ctrl-C; a step allows its noteb
 
 @contextmanager
 def _only_one(profile: str):
-    path = settings().runs / profile / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = next(filter(psutil.pid_exists, map(int, file.read().split())), "unknown")
-            raise InputError(f"profile '{profile}': process {holder} is running studies; wait for it or stop it") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield file
+    "Lock the profile's folder."
+    held = lock(settings().runs / profile, "running studies")
+    try:
+        yield held
+    finally:
+        unlock(held)
 
 
 @contextmanager
@@ -70,7 +63,7 @@ def _snakemake(
     jobs: int,
     threads: int,  # of the widest run
     keep_going: bool,
-    lock,  # the open lock file
+    held: int,  # the lock
     log,  # open file for what Snakemake says
 ) -> subprocess.Popen:
     here = settings()
@@ -86,11 +79,16 @@ def _snakemake(
     # The steps run in other folders, where a relative path means something else.
     places = {"ROOT": here.root, "DATA": here.data, "RUNS": here.runs, "CACHE": here.cache, "STUDIES": here.studies}
     places = {f"MODERNLLM_{name}": str(place) for name, place in places.items() if place}
-    return subprocess.Popen(
-        command, cwd=here.root, env={**os.environ, **places},
-        stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        pass_fds=(lock.fileno(),), preexec_fn=_in_child,
-    )  # fmt: skip
+    shared = os.dup(held)  # a child closes the locks of its parent
+    try:
+        process = subprocess.Popen(
+            command, cwd=here.root, env={**os.environ, **places}, stdin=subprocess.DEVNULL, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(shared,), preexec_fn=_in_child,
+        )  # fmt: skip
+    finally:
+        os.close(shared)
+    name_holder(held, process.pid)
+    return process
 
 
 def _alive(group: int) -> bool:
@@ -146,20 +144,20 @@ def _last_event(folder: Path) -> str:
 class _Progress:
     "Reports finished steps, and periodically what is running."
 
-    def __init__(self, steps: dict[str, Path], say: Callable[[str], None]):  # title: state file
+    def __init__(self, steps: dict[str, tuple[Path, str]], say: Callable[[str], None]):  # title: folder and kind of step
         self.steps, self.open, self.say = steps, dict(steps), say
         self.start = self.told = time.time()
 
     def look(self):
         running = []
-        for title, path in list(self.open.items()):
-            state = read_state(path)
-            if state.get("state") == "running":
-                running.append(title + _last_event(path.parent))
-            elif state:
+        for title, (folder, kind) in list(self.open.items()):
+            status = read_status(folder, kind)
+            if status.get("state") == "running":
+                running.append(title + _last_event(folder))
+            elif status.get("state", "waiting") != "waiting":
                 del self.open[title]
-                message = f": {state['message']}" if state["message"] else ""
-                self._say(f"{title} {state['state']} after {state['seconds']} s{message}")
+                message = f": {status['message']}" if status["message"] else ""
+                self._say(f"{title} {status['state']} after {status['seconds']} s{message}")
         if time.time() - self.told > 60:
             self._say(f"running: {', '.join(running) or 'nothing yet'}")
 
@@ -179,7 +177,7 @@ def run_studies(
 ) -> None:
     "Execute stale steps, then the summaries. `RunFailed` or `InputError` if a step failed, after the others have ended."
     base = settings().runs / check_name("profile", profile, PROFILES)
-    with _only_one(profile) as lock, _terminated_is_interrupted():
+    with _only_one(profile) as held, _terminated_is_interrupted():
         if summaries_only:
             rows, selections, summaries = [], [], prepare_summaries(studies, profile)
         else:
@@ -190,19 +188,16 @@ def run_studies(
             say(f"nothing to do: {what} are up to date")
             return
         say(f"{len(todo)} runs and {len(summaries)} summaries to do; {len(rows) - len(todo)} runs are up to date")
-        steps = {row.name: run_folder(profile, row.study, row.variant, row.seed) / "run.state.json" for row in todo}
-        steps |= {f"{study}/selection": base / study / "select.state.json" for study in selections}
-        steps |= {f"{study}/summary": base / study / "summary.state.json" for study in summaries}
-        for path in steps.values():
-            path.unlink(missing_ok=True)
-        done = [path.with_name(f".{path.name.removesuffix('.state.json')}.done") for path in steps.values()]
-        targets = [path.relative_to(base).as_posix() for path in done]
+        steps = {row.name: (run_folder(profile, row.study, row.variant, row.seed), "run") for row in todo}
+        steps |= {f"{study}/selection": (base / study, "select") for study in selections}
+        steps |= {f"{study}/summary": (base / study, "summary") for study in summaries}
+        for folder, kind in steps.values():
+            write_status(folder, kind, state="waiting")
+        targets = [(folder.relative_to(base) / f".{kind}.done").as_posix() for folder, kind in steps.values()]
         threads = max((node["threads"] for node in json.loads((base / "graph.json").read_text())["runs"].values()), default=1)
         progress = _Progress(steps, say)
         with open(base / "snakemake.log", "wb") as log:
-            process = _snakemake(profile, targets, jobs, threads, keep_going, lock, log)
-            lock.write(f"{process.pid}\n")  # who to stop, when this process has been killed
-            lock.flush()
+            process = _snakemake(profile, targets, jobs, threads, keep_going, held, log)
             try:
                 while process.poll() is None:
                     progress.look()
@@ -217,7 +212,7 @@ def run_studies(
 
 def _raise_failures(progress: _Progress, returncode: int, log: Path):
     "Raise one error for all failed steps."
-    states = {title: read_state(path) for title, path in progress.steps.items()}
+    states = {title: read_status(*step) for title, step in progress.steps.items()}
     failed = {title: state for title, state in states.items() if state.get("state") == "failed"}
     if any(state.get("state") == "interrupted" for state in states.values()):
         raise KeyboardInterrupt

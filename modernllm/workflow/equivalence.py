@@ -9,6 +9,7 @@ __all__ = ['Result', 'Code', 'Difference', 'Equivalence', 'equivalence_path', 'l
 # %% ../../nbs/58_workflow/equivalence.ipynb #c275bf5f
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def save_equivalence(
 
 # %% ../../nbs/58_workflow/equivalence.ipynb #7217a1da
 _UNITS = {"s", "ms", "seconds", "minutes", "hours", "days", "times", "MB", "usd"}  # "times": as fast as something else
-_NAMES = re.compile(r"(^|_)(time|seconds|speed|memory|energy)(_|$)")
+_NAMES = re.compile(r"(^|_)(time|seconds|speed|memory|mfu)(_|$)")
 _MISSING = "not there"
 Result = tuple[Record, dict[str, Any]]  # of a run; and what its artifacts hold, by `artifact_values`
 
@@ -107,11 +108,15 @@ Result = tuple[Record, dict[str, Any]]  # of a run; and what its artifacts hold,
 def is_measured(
     name: str,
     unit: str,
+    beside: Mapping[str, str] = {},  # units of all metrics of the record, by name
 ) -> bool:
-    "Whether a value is a time, a speed or an amount of memory that the machine gave: it differs from run to run."
+    """Whether a value is a time, a speed or an amount of memory that the machine gave: it differs from run to run.
+    `train_share_of_large_product` is measured when `train_limit_large_product` of the same record is."""
+    if share := re.search(r"_share_of_(.+)$", name):
+        return any(other.endswith(f"_{share[1]}") and is_measured(other, of) for other, of in beside.items() if other != name)
     return unit in _UNITS or unit.endswith("/s") or bool(_NAMES.search(name))
 
-
+# %% ../../nbs/58_workflow/equivalence.ipynb #9939144a
 def artifact_values(
     record: Record,
     folder: Path,  # of the run
@@ -135,10 +140,10 @@ def artifact_values(
 
 def _flat(record: Record, inside: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     "What came out of a run, by name; and the names of what is set aside."
-    values, aside = {"status": record.status}, set()
+    values, aside, units = {"status": record.status}, set(), {name: metric.unit for name, metric in record.metrics.items()}
     for name, metric in record.metrics.items():
         values |= {f"metric {name} {field}".removesuffix(" value"): getattr(metric, field) for field in Metric.model_fields}
-        if is_measured(name, metric.unit):
+        if is_measured(name, metric.unit, units):
             del values[f"metric {name}"]
             aside.add(f"metric {name}")
     for name, curve in record.curves.items():
@@ -149,7 +154,7 @@ def _flat(record: Record, inside: dict[str, Any]) -> tuple[dict[str, Any], set[s
                 values[f"curve {name} {axis}"] = getattr(curve, axis)
     return values | {f"artifact {name}": value for name, value in inside.items()}, aside
 
-
+# %% ../../nbs/58_workflow/equivalence.ipynb #45710b29
 def _difference(name: str, then, now) -> Difference:
     "Of a curve the first point that differs."
     if isinstance(then, list) and isinstance(now, list):

@@ -7,20 +7,21 @@ __all__ = ['collect', 'Row', 'status', 'budget', 'prepare', 'prepare_summaries']
 
 # %% ../../nbs/58_workflow/graph.ipynb #be2f2e91
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from ..core.config import PROFILES, InputError, RunFailed, atomic_write, check_name, settings
 from .equivalence import load_equivalences
-from .execute import read_state, republish, summary_asked, summary_made
+from .execute import republish
 from .expand import RunSpec, estimate, expand, selected_among, variants
 from .plan import Plan, load_plan
 from .plan import studies as all_studies
 from ..core.records import load_records
 from .selection import select_variants, selection_path
-from .staleness import code_of, has_artifact, spec_content, verdict
+from .staleness import code_of, spec_content, summary_stale, verdict
+from .step_status import read_status
 
 # %% ../../nbs/58_workflow/graph.ipynb #6b2d055c
 def _edges(
@@ -80,7 +81,7 @@ class Row:
     study: str
     variant: str
     seed: int
-    state: str  # of `Verdict`; or artifact needed: there is a record, and another run needs what this one made
+    state: str  # of `Verdict`
     why: str
 
     @property
@@ -103,32 +104,31 @@ class _States:
     def __init__(self, plans: dict[str, Plan], edges: dict[str, list[str]]):
         self.plans, self.edges = plans, edges
         self.code, self.selections, self.rows, self.specs = {}, {}, {}, {}
-        self.needed, self.equivalences = {}, load_equivalences()
+        self.needed: dict[str, dict[str, str]] = {}  # run: what runs that must run start from, and which of them
+        self.equivalences = load_equivalences()
 
-    def look(self, run: RunSpec) -> Row:
+    def look(self, run: RunSpec):
         if run.study not in self.code:
             self.code[run.study] = code_of(settings().studies / run.study / "run.ipynb")
-        self.specs[run.name] = spec_content(run, self.code[run.study])
+        if run.name not in self.specs:
+            self.specs[run.name] = spec_content(run, self.code[run.study])
         waits = [name for name in self.edges[run.name] if self.rows[name].stale]
         selection = partial(self._selection, run.study, run.profile)
-        found = verdict(self.specs[run.name], selection, self.code[run.study], self.equivalences, waits)
-        why, last = found.why, read_state(run.folder / "run.state.json")
+        needed = self.needed.get(run.name, {})
+        found = verdict(self.specs[run.name], selection, self.code[run.study], self.equivalences, waits, needed)
+        why, last = found.why, read_status(run.folder, "run")
         if found.stale and last.get("state") == "failed":
             why = f"{why}; last try failed: {last['message']}".removeprefix("; ")
-        row = self.rows[run.name] = Row(run.study, run.variant, run.seed, found.state, why)
-        return row
+        self.rows[run.name] = Row(run.study, run.variant, run.seed, found.state, why)
 
     def need_artifacts(self, runs: dict[str, RunSpec]):
         "After all were looked at: what a run that must run starts from must be here, not only its record."
         for run in reversed(runs.values()):
-            needed, row = self.needed.get(run.name), self.rows[run.name]
-            if needed and not row.stale:
-                why = ", ".join(f"'{artifact}' for {other}" for artifact, other in needed.items())
-                self.rows[run.name] = row = replace(row, state="artifact needed", why=why)
-            for edge in run.inputs.values() if row.stale else []:
-                if not has_artifact(run.profile, edge):
-                    name = "{study}/{variant}/s{seed}".format(**edge)
-                    self.needed.setdefault(name, {})[edge["artifact"]] = run.name
+            if run.name in self.needed and not self.rows[run.name].stale:
+                self.look(run)
+            for edge in run.inputs.values() if self.rows[run.name].stale else []:
+                name = "{study}/{variant}/s{seed}".format(**edge)
+                self.needed.setdefault(name, {})[edge["artifact"]] = run.name
 
     def _selection(self, study: str, profile: str) -> dict:
         if study not in self.selections:
@@ -222,7 +222,7 @@ def prepare(
     selected = {study: states.selected(study, profile) for study, plan in plans.items() if plan.select}
     for name, run in runs.items():
         row = states.rows[name]
-        if run.pick:  # Snakemake goes by times: what is in front of a run must not be marked after it
+        if run.pick:  # Snakemake goes by times: what is in front of a step must not be marked after it
             _mark(base / run.study, "select", selected[run.study])
         if not row.stale:
             republish(run.folder)
@@ -230,20 +230,20 @@ def prepare(
         _mark(run.folder, "run", not row.stale)
         selection = [f"{run.study}/.select.done"] if run.pick else []
         inputs = [done[other] for other in edges[name]] + selection
-        needed = sorted(states.needed.get(name, {}))
+        needed = states.needed.get(name, {})
         graph["runs"][name] = {"inputs": inputs, "threads": run.threads, "gpus": run.gpus, "needed": needed}
-    open_summaries = []
-    for study in studies or plans:
-        mine = [name for name, run in runs.items() if run.study == study]
-        waits = any(states.rows[name].stale for name in mine)
-        fresh = not waits and summary_asked(study, profile) == summary_made(study, profile)
-        _mark(base / study, "summary", fresh)
-        graph["summaries"][study] = [done[name] for name in mine]
-        open_summaries += [] if fresh else [study]
     for study, fresh in selected.items():
         _mark(base / study, "select", fresh)
         among = selected_among(plans[study], profile)
         graph["selections"][study] = [done[name] for name, run in runs.items() if run.study == study and run.variant in among]
+    open_summaries = []
+    for study in studies or plans:
+        mine = [name for name, run in runs.items() if run.study == study]
+        fresh = not any(states.rows[name].stale for name in mine) and not summary_stale(study, profile)
+        _mark(base / study, "summary", fresh)
+        selection = [f"{study}/.select.done"] if study in selected else []  # so that both never write into one status file
+        graph["summaries"][study] = [done[name] for name in mine] + selection
+        open_summaries += [] if fresh else [study]
     open_selections = [study for study, fresh in selected.items() if not fresh]
     _write_if_changed(base / "graph.json", graph)
     return list(states.rows.values()), open_selections, open_summaries
@@ -260,12 +260,9 @@ def prepare_summaries(
 ) -> list[str]:  # studies whose summary is stale
     "The same for the summaries alone, from the published records: no run is in front. Unfinished studies wait to be named."
     names = studies or [name for name in all_studies() if _all_recorded(load_plan(name), profile)]
-    stale = [name for name in names if summary_asked(name, profile) != summary_made(name, profile)]
+    stale = [name for name in names if summary_stale(name, profile)]
     for name in names:
         _mark(settings().runs / profile / name, "summary", name not in stale)
     graph = {"runs": {}, "selections": {}, "summaries": {name: [] for name in names}}
     _write_if_changed(settings().runs / profile / "graph.json", graph)
     return stale
-
-
-

@@ -10,6 +10,7 @@ __all__ = ['Input', 'DataSettings', 'Numbers', 'Profile', 'Variant', 'SelectionR
 import itertools
 import re
 import typing
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import Field
@@ -96,6 +97,7 @@ class Plan(Config):
     study: str
     title: str
     question: str
+    position: typing.Annotated[int, Field(ge=1)] | None = None  # place among the studies in paper and slides; None: last, by name
     budget: Budget = Budget()
     data: dict[str, DataSettings] = {}
     profiles: dict[str, Profile]
@@ -165,6 +167,13 @@ def load_plan(
     "The plan of a study, checked against its notebook."
     _check_folder_name("study", check_name("study", study, studies()))
     path = settings().studies / study / "plan.yaml"
+    files = [file for file in (path, path.with_name("run.ipynb")) if file.exists()]
+    return _plan_of(study, path, tuple(file.read_bytes() for file in files))
+
+
+@lru_cache(maxsize=64)
+def _plan_of(study: str, path: Path, contents: tuple[bytes, ...]) -> Plan:
+    "A report asks for each plan many times, and YAML is slow to read. `contents` are those of the plan and its notebook."
     values = load_yaml(path)
     _check_names(path, values)
     try:

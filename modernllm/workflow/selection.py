@@ -10,7 +10,7 @@ import json
 import statistics
 from pathlib import Path
 
-from ..core.comparison import compare, holm
+from ..core.comparison import compare_family
 from ..core.config import InputError, RunFailed, atomic_write, check_name, settings
 from .expand import expand, own_params, selected_among, variants
 from .plan import Plan, SelectionRule, load_plan
@@ -60,15 +60,13 @@ def judge(
     values = {name: {run.seed: _metric(run, rule.metric, rule.split) for run in runs} for name, runs in done.items()}
     plain, score = ({name: {seed: pair[i] for seed, pair in runs.items()} for name, runs in values.items()} for i in (0, 1))
     tried = [name for name in done if name != rule.baseline]
-    found = {name: compare(plain[name], plain[rule.baseline]) for name in tried}
-    adjusted = dict(zip(tried, holm([found[name].p for name in tried])))
     rows = []
-    for name in tried:
+    for name, (found, p_holm) in zip(tried, compare_family((plain[name], plain[rule.baseline]) for name in tried)):
         better = statistics.fmean(score[name].values()) < statistics.fmean(score[rule.baseline].values())
-        kept = better and adjusted[name] is not None and adjusted[name] < rule.alpha
-        fields = {field: getattr(found[name], field) for field in ("difference", "low", "high", "p")}
+        kept = better and p_holm is not None and p_holm < rule.alpha
+        fields = {field: getattr(found, field) for field in ("difference", "low", "high", "p")}
         rows.append({"variant": name, "n": len(plain[name]), "value": statistics.fmean(plain[name].values()), **fields,
-                     "p_holm": adjusted[name], "kept": kept})
+                     "p_holm": p_holm, "kept": kept})
     return rows
 
 # %% ../../nbs/58_workflow/selection.ipynb #80f5e8f6

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from modernllm.core.comparison import compare, holm, t_limit, t_tails
+from modernllm.core.comparison import compare, compare_family, holm, t_limit, t_tails
 from modernllm.core.config import InputError
 
 numbers = st.integers(-1000, 1000).map(lambda x: x / 8)
@@ -114,3 +114,13 @@ def test_holm_does_not_care_for_the_order(found, random):
 def test_holm_refuses_what_is_no_probability():
     with pytest.raises(InputError, match="a p-value is 1.5; allowed: 0 to 1"):
         holm([0.1, 1.5])
+
+
+def test_a_family_is_corrected_as_one():
+    shapes = {"a": (0, 0.1), "b": (1, 0.3), "c": (0.2, 0.2)}
+    values = {name: {seed: base + slope * seed**2 for seed in range(3)} for name, (base, slope) in shapes.items()}
+    pairs = [(values["a"], values["b"]), (values["a"], values["c"]), ([1.0], [2.0])]
+    found = compare_family(pairs)
+    assert [comparison for comparison, _ in found] == [compare(a, b) for a, b in pairs]
+    assert [p for _, p in found] == holm([comparison.p for comparison, _ in found]) and found[2][1] is None
+    assert compare_family([]) == []

@@ -198,7 +198,8 @@ def test_bad_reports(project):
     with pytest.raises(InputError, match="artifact 'm' is .*; allowed: a path inside"):
         run.artifact("m", "/etc/passwd")
     with pytest.raises(InputError, match="Record: status is 'done'; allowed: 'finished' or 'killed'"):
-        run.finish("done")
+        run.status = "done"
+        run.finish()
     assert not (run.dir / "metrics.json").exists()
 
 

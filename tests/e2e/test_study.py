@@ -139,7 +139,7 @@ def test_ctrl_c_lets_the_notebook_finish_its_work(copy):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.strip() == "interrupted", out + err
-    assert (run / "saved").exists() and json.loads((run / "run.state.json").read_text())["state"] == "interrupted"
+    assert (run / "saved").exists() and json.loads((run / "status.json").read_text())["run"]["state"] == "interrupted"
     assert not (run / "metrics.json").exists() and "slow/a/s0: new" in copy.call("study", "status")[1]
 
 

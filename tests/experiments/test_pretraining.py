@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from modernllm.core.config import InputError, atomic_write, settings
+from modernllm.core.records import Record, write_record
 from modernllm.core.runs import Run
 from modernllm.experiments import pretraining
 from modernllm.experiments.pretraining import evaluate_perplexity, new_decoder, pretrain
@@ -93,6 +94,32 @@ def test_a_killed_training_goes_on_and_leaves_what_one_without_a_kill_leaves(run
     pretrain(straight, same, corpus, config, **LENGTHS)
     assert straight.finish().curves == curves and curves["validation_loss"].x[:2] == [0, 128]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters()))
+
+
+def test_the_kill_rule_of_the_plan_stops_a_run_and_marks_its_record(run, corpus):
+    baseline = {"study": "s", "variant": "base", "seed": 0}
+    config = TrainConfig(max_steps=6, learning_rate=1e-2, eval_every=1, log_every=1)
+
+    def train(**kill):
+        rule = {"curve": "validation_loss", "baseline": baseline, "after": 128, "patience": 2, "record": "baseline.json", **kill}
+        again = start(kill=rule)
+        result = pretrain(again, new_decoder(corpus, context=16, seed=0, **SMALL), corpus, config, **LENGTHS)
+        return result.stopped, again.finish()
+
+    pretrain(run, new_decoder(corpus, context=16, seed=0, **SMALL), corpus, config, **LENGTHS)
+    write_record(run.finish(), run.dir / "baseline.json")
+    assert run.callbacks() == []
+    stopped, record = train(delta=0.5)  # the same as its baseline
+    assert (stopped, record.status) == ("finished", "finished")
+    better = record.to_dict()
+    better["curves"]["validation_loss"]["y"] = [y - 1 for y in record.curves["validation_loss"].y]
+    write_record(Record.make(better), run.dir / "baseline.json")
+    stopped, record = train(delta=0.5)
+    assert (stopped, record.status) == ("killed", "killed") and record.curves["validation_loss"].x == [0, 64, 128, 192]
+    better["curves"]["validation_loss"]["x_unit"] = "steps"
+    write_record(Record.make(better), run.dir / "baseline.json")
+    with pytest.raises(InputError, match="'validation_loss' is over steps; a trainer compares over tokens only"):
+        train(delta=0.5)
 
 
 def test_the_record_says_how_fast_it_was_and_how_much_memory_it_took(run, corpus):

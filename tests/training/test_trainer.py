@@ -9,6 +9,7 @@ import workers
 from torch import nn
 from workers import ShuffledBatches, Signal, TinyModel, TinyObjective, config, evaluate_on, weights_hash
 
+from modernllm.core.callbacks import Callback, KillRule
 from modernllm.core.config import InputError, RunFailed
 from modernllm.core.telemetry import Ledger, Telemetry
 from modernllm.models.budget import training_flops
@@ -17,7 +18,6 @@ from modernllm.models.convert import to_llama
 from modernllm.models.transformer import ModernDecoderLM
 from modernllm.training import checkpoint as checkpoints
 from modernllm.training import utilisation
-from modernllm.training.callbacks import Callback, KillRule
 from modernllm.training.config import used_trackers
 from modernllm.training.objectives import LanguageModelling, LossOutput, Objective
 from modernllm.training.schedule import SHAPES, learning_rate

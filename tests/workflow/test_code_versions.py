@@ -12,7 +12,7 @@ from modernllm.core import provenance
 from modernllm.workflow import code_versions
 from modernllm.workflow.code_versions import compare_code
 from modernllm.core.config import InputError, RunFailed
-from modernllm.workflow.equivalence import artifact_values, equivalence_path, load_equivalences
+from modernllm.workflow.equivalence import artifact_values, equivalence_path, is_measured, load_equivalences
 from modernllm.core.records import Record, load_record, publish
 
 
@@ -151,3 +151,11 @@ def test_a_broken_file_is_one_line(project, text):
     equivalence_path().write_text(text)
     with pytest.raises(InputError, match=r"equivalence\.json: "):
         load_equivalences()
+
+
+def test_a_share_of_a_measured_rate_is_a_measurement_and_other_shares_are_not():
+    units = {"train_limit_own_products": "FLOP/s", "train_x_share_of_own_products": "share", "kept_share_of_tokens": "share",
+             "tokens": "tokens"}  # fmt: skip
+    assert [name for name, unit in units.items() if is_measured(name, unit, units)] == list(units)[:2]
+    assert not is_measured("train_x_share_of_own_products", "share", {})
+    assert is_measured("mfu", "share", {}) and is_measured("train_speed", "ratio", {})

@@ -13,6 +13,7 @@ from modernllm.core.config import InputError, RunFailed, settings
 from modernllm.core.locks import unlock
 from modernllm.core.records import Record, load_record, publish
 from modernllm.workflow.staleness import code_of
+from modernllm.workflow.step_status import read_status
 
 
 def in_this_process(notebook, output, parameters, threads=1, gpus=0):
@@ -57,10 +58,10 @@ class Lab:
                 said[f"{row.study}/selection"] = "finished"
             if row.stale:
                 execute.step("run", str(folder))
-                said[row.name] = execute.read_state(folder / "run.state.json")["state"]
+                said[row.name] = read_status(folder, "run")["state"]
         for study in summaries:
             execute.step("summary", study, profile)
-            said[study] = execute.read_state(self.folder / "runs" / profile / study / "summary.state.json")["state"]
+            said[study] = read_status(self.folder / "runs" / profile / study, "summary")["state"]
         return said
 
     def record(self, name: str, profile="smoke") -> Path:
@@ -235,6 +236,16 @@ def test_lost_and_altered_records(done):
     assert len(list((done.folder / "data/records/smoke").glob("*/*/s0.json"))) == 6  # published again
 
 
+def test_without_its_status_a_run_counts_as_its_published_record_says(done):
+    status = done.record(BASE).with_name("status.json")
+    for content in ("", '{"run": {"asked"', "{}"):  # as after a kill at a bad moment
+        status.write_text(content)
+        assert done.states()[BASE] == ("up to date", "by hash")
+    assert sorted(path.name for path in status.parent.iterdir() if path.name.endswith(("json", "done")) and path.is_file()) == [
+        ".run.done", "metrics.json", "point.json", "spec.json", "status.json",
+    ]
+
+
 def test_a_fresh_clone_with_records(done):
     shutil.rmtree(done.folder / "runs")
     assert set(done.states().values()) == {("up to date", "by hash")}
@@ -265,7 +276,7 @@ def test_in_a_fresh_clone_only_runs_with_a_needed_artifact_run(done):
     assert load_record(done.record(PICK)).params["learning_rate"] == 0.3  # picked from published records
     assert done.stale() == [] and done.run() == {}
     assert execute.step("run", str(done.record(BASE).parent)) == 0
-    assert execute.read_state(done.record(BASE).with_name("run.state.json"))["state"] == "kept"
+    assert read_status(done.record(BASE).parent, "run")["state"] == "kept"
     (done.record(BASE).parent / "point.json").unlink()
     assert done.stale() == []  # until it is needed
     done.edit("tiny/plan.yaml", "params: {steps: 16}", "params: {steps: 17}")
@@ -339,7 +350,7 @@ def test_a_failed_run_says_so_and_is_tried_again(lab, capsys):
     assert "told to fail" in capsys.readouterr().err
     state, why = lab.states()[BASE]
     assert state == "new" and "last try failed: ValueError: this run was told to fail" in why
-    lab.edit("tiny/run.ipynb", "run.finish(status);", "pass")
+    lab.edit("tiny/run.ipynb", "run.finish();", "pass")
     lab.edit("tiny/plan.yaml", ", fail: true", "")
     graph.prepare(["tiny"], "smoke")
     assert execute.step("run", str(lab.record(BASE).parent)) == 1
