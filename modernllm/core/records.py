@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Name', 'Sha256', 'Count', 'Amount', 'CURVE_POINTS', 'Metric', 'Curve', 'Upstream', 'Artifact', 'DataRead',
            'Provenance', 'Throughput', 'Cost', 'without_secrets', 'Record', 'schema_json', 'thin', 'record_path',
-           'load_record', 'load_records', 'write_record', 'publish']
+           'write_record', 'publish', 'load_record', 'load_records']
 
 # %% ../../nbs/00_core/records.ipynb #35ef53e0
 import contextlib
@@ -47,7 +47,7 @@ class Curve(Config):
     x_unit: str
     y_unit: str
 
-
+# %% ../../nbs/00_core/records.ipynb #47330081
 class Upstream(Config):
     "An input artifact from another run."
 
@@ -77,7 +77,7 @@ class DataRead(Config):
     fingerprint: str
     note: str = ""
 
-
+# %% ../../nbs/00_core/records.ipynb #aa2d2090
 class Provenance(Config):
     "Provenance of the record: code, packages, hardware."
 
@@ -208,6 +208,21 @@ def record_path(
     return settings().records(profile) / study / variant / f"s{seed}.json"
 
 
+def write_record(
+    record: Record,
+    path: str | Path,
+) -> Path:
+    "Write a record atomically; the old file stays if that fails."
+    return atomic_write(path, record.to_json())
+
+
+def publish(
+    record: Record,
+) -> Path:  # the file, below data/records
+    "Publish a record under data/records."
+    return write_record(record, record.path)
+
+# %% ../../nbs/00_core/records.ipynb #cd44da25
 def load_record(
     path: str | Path,  # metrics.json of a run folder, or a published record
 ) -> Record:
@@ -246,18 +261,3 @@ def load_records(
             raise InputError(f"{path}: holds the record of {record.path.relative_to(settings().root)}")
         records.append(record)
     return sorted(records, key=lambda record: (record.study, record.variant, record.seed))
-
-
-def write_record(
-    record: Record,
-    path: str | Path,
-) -> Path:
-    "Write a record atomically; the old file stays if that fails."
-    return atomic_write(path, record.to_json())
-
-
-def publish(
-    record: Record,
-) -> Path:  # the file, below data/records
-    "Publish a record under data/records."
-    return write_record(record, record.path)

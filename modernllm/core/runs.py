@@ -16,6 +16,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .config import PROFILES, InputError, RunFailed, check_name, settings
 from .locks import lock, unlock
 from .parameters import GIVEN, notebook_parameters
@@ -53,31 +55,49 @@ def _read_spec(folder: Path, asked: dict, params: dict) -> dict:
             raise InputError(f"{path}: {name} is {value!r} in the plan but {said[name]!r} in the notebook")
     return spec
 
+# %% ../../nbs/00_core/runs.ipynb #d93bcdc1
+def _upstream(profile: str, name: str, source: dict) -> tuple[dict, Path]:
+    "An input's record entry and path; its hash is checked."
+    wanted = {field: source[field] for field in ("study", "variant", "seed", "artifact")}
+    folder = settings().runs / profile / wanted["study"] / wanted["variant"] / f"s{wanted['seed']}"
+    if not (folder / "metrics.json").exists():
+        raise InputError(
+            f"input '{name}': run {wanted['study']}/{wanted['variant']}/s{wanted['seed']} of profile "
+            f"'{profile}' has not finished on this machine; run it first"
+        )
+    record = load_record(folder / "metrics.json")
+    check_name(f"artifact of input '{name}'", wanted["artifact"], record.artifacts)
+    artifact = record.artifacts[wanted["artifact"]]
+    path = folder / artifact.path
+    found = path_sha256(path)[0]
+    if found != artifact.sha256:
+        raise InputError(f"input '{name}': {path} has hash {found[:12]}, its record says {artifact.sha256[:12]}")
+    return {**wanted, "record_sha256": record.content_sha256(), "artifact_sha256": artifact.sha256}, path
 
-def _number(what: str, value) -> float:
-    "A finite float from a number or a scalar of numpy or torch."
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{what} is {value!r}; allowed: a number") from None
-    if not math.isfinite(number):
-        raise RunFailed(f"{what} is {number}; a record holds finite numbers only")
-    return number
 
-
-def _iso(seconds: float) -> str:
-    "A time of day as UTC, ISO 8601."
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def _cost(ledger: Ledger) -> dict:
-    "The ledger as a record holds it."
-    cost = {name: round(value, 9) for name, value in asdict(ledger).items() if value is not None}
-    rate = cost.pop("throughput", None)
-    throughput = {"value": rate, "unit": "tokens/s"} if rate is not None else None
-    return {**cost, "usd": round(ledger.usd, 9), "throughput": throughput}
+def _baseline(folder: Path, spec: dict) -> Curve | None:
+    "The curve that the plan's kill rule compares with; None without a rule."
+    kill = spec.get("kill")
+    return load_record(folder / kill["record"]).curves[kill["curve"]] if kill else None
 
 # %% ../../nbs/00_core/runs.ipynb #6163ff08
+def _find_notebook(spec: dict, study: str) -> Path | None:
+    "The notebook that is executed in the folder of a run."
+    named = spec.get("notebook")
+    path = settings().root / named if named else settings().studies / study / "run.ipynb"
+    return path if path.exists() else None
+
+
+def _open_log(folder: Path, spec_hash: str) -> Telemetry:
+    "Continue the event log of this specification, or begin one."
+    for rest in folder.glob(".metrics.json.*.tmp"):  # left by a kill in the middle of a write
+        rest.unlink()
+    events = Telemetry.read(folder)
+    if events and events[0].get("spec_hash") != spec_hash:  # the log of another run, not a part of this one
+        os.replace(folder / "events.jsonl", folder / "events.previous.jsonl")
+    return Telemetry(folder, spec_hash=spec_hash)
+
+# %% ../../nbs/00_core/runs.ipynb #9463d118
 class Run:
     "A run in progress. Created by `Run.of_notebook` or `Run.start`."
 
@@ -106,203 +126,217 @@ class Run:
             raise
         return self
 
-    @classmethod
-    def of_notebook(
-        cls,
-        names: dict,  # `globals()` of a study's run.ipynb
-    ) -> "Run":
-        "Start with the current values of the notebook's parameters cell."
-        cell = notebook_parameters(settings().studies / names["study"] / "run.ipynb")
-        given = {name: names[name] for name in cell}
-        return cls.start(**{name: given.pop(name) for name in GIVEN}, params=given)
-
     def _open(self, asked: dict, params: dict, inputs: dict | None):
         self.spec = _read_spec(self.dir, asked, params)
         self.study, self.variant, self.seed, self.profile = asked.values()
+        self.name = f"{self.study}/{self.variant}/s{self.seed}"  # such as lm_baselines/small/s0
         self.params = params
         self._values = {"metrics": {}, "curves": {}, "texts": {}, "data": [], "splits_read": []}
-        self._tokenizer_hash, self._artifacts, self._inputs, self._keys = None, {}, {}, set()
+        self._tokenizer_hash, self._artifacts, self._keys = None, {}, set()
         self.status = "finished"  # "killed": given up by the plan's kill rule
-        for name, source in self.spec.get("inputs", inputs or {}).items():
-            self._inputs[name] = self._upstream(name, source)
-        self._notebook = None if self._scratch else self._find_notebook()
+        inputs = self.spec.get("inputs", inputs or {})
+        self._inputs = {name: _upstream(self.profile, name, source) for name, source in inputs.items()}
+        self._notebook = None if self._scratch else _find_notebook(self.spec, self.study)
         self._start = self._notebook or sorted(imported_sources())
         self._hashes = source_hashes(self._start)
         self._git = git_state(settings().root)
+        self._baseline = _baseline(self.dir, self.spec)
         upstream = {name: source["record_sha256"] for name, (source, _) in self._inputs.items()}
-        if curve := self._baseline():  # a run that was given up goes on when its baseline has changed
-            upstream["kill"] = json_sha256(curve.to_dict())
+        if self._baseline:  # a run that was given up goes on when its baseline has changed
+            upstream["kill"] = json_sha256(self._baseline.to_dict())
         self.spec_hash = json_sha256({"spec": self.spec, "params": params, "upstream": upstream})
         if "threads" in self.spec:
             set_threads(self.spec["threads"])
         if "torch" in sys.modules:  # a study without torch need not wait for it
             seed_everything(self.seed)
-        for rest in self.dir.glob(".metrics.json.*.tmp"):  # left by a kill in the middle of a write
-            rest.unlink()
-        events = Telemetry.read(self.dir)
-        if events and events[0].get("spec_hash") != self.spec_hash:  # the log of another run, not a part of this one
-            os.replace(self.dir / "events.jsonl", self.dir / "events.previous.jsonl")
-        self.telemetry = Telemetry(self.dir, spec_hash=self.spec_hash)
+        self.telemetry = _open_log(self.dir, self.spec_hash)
 
-    def _find_notebook(self) -> Path | None:
-        "The notebook that is executed in this folder."
-        named = self.spec.get("notebook")
-        path = settings().root / named if named else settings().studies / self.study / "run.ipynb"
-        return path if path.exists() else None
+# %% ../../nbs/00_core/runs.ipynb #09ddbd1e
+def _number(what: str, value) -> float:
+    "A finite float from a number or a scalar of numpy or torch."
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} is {value!r}; allowed: a number") from None
+    if not math.isfinite(number):
+        raise RunFailed(f"{what} is {number}; a record holds finite numbers only")
+    return number
 
-    @property
-    def name(self) -> str:
-        "Such as `lm_baselines/small/s0`."
-        return f"{self.study}/{self.variant}/s{self.seed}"
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints go. The folder belongs to exactly this specification and the data and tokenizer reported so far,
-        so that none of another run is taken up: report what is read first."""
-        key = json_sha256([self.spec_hash, self._values["data"], self._tokenizer_hash])[:12]
-        self._keys.add(key)
-        return self.dir / "checkpoints" / key
+@patch
+def metric(
+    self: Run,
+    name: str,
+    value,  # a number, or a scalar of numpy or torch
+    *,
+    unit: str,
+    split: str | None = None,
+    n_items: int | None = None,  # what it is over, such as tokens
+    better: str | None = None,  # "lower" or "higher"
+) -> None:
+    "Record a metric. A value that is not finite fails the run."
+    value = _number(f"{self.name}: metric '{name}'", value)
+    metric = Metric(value=value, unit=unit, split=split, n_items=n_items, better=better)
+    self._values["metrics"][name] = metric.to_dict()
 
-    def metric(
-        self,
-        name: str,
-        value,  # a number, or a scalar of numpy or torch
-        *,
-        unit: str,
-        split: str | None = None,
-        n_items: int | None = None,  # what it is over, such as tokens
-        better: str | None = None,  # "lower" or "higher"
-    ) -> None:
-        "Record a metric. A value that is not finite fails the run."
-        value = _number(f"{self.name}: metric '{name}'", value)
-        metric = Metric(value=value, unit=unit, split=split, n_items=n_items, better=better)
-        self._values["metrics"][name] = metric.to_dict()
 
-    def curve(
-        self,
-        name: str,
-        x,  # numbers
-        y,  # as many numbers
-        *,
-        x_unit: str,
-        y_unit: str,
-    ) -> None:
-        "Record a curve, thinned to 200 points."
-        points = [[_number(f"{self.name}: curve '{name}'", value) for value in values] for values in (x, y)]
-        if len(points[0]) != len(points[1]):
-            raise InputError(f"curve '{name}' has {len(points[0])} x and {len(points[1])} y; allowed: as many of each")
-        curve = Curve(x=thin(points[0]), y=thin(points[1]), x_unit=x_unit, y_unit=y_unit)
-        self._values["curves"][name] = curve.to_dict()
+@patch
+def curve(
+    self: Run,
+    name: str,
+    x,  # numbers
+    y,  # as many numbers
+    *,
+    x_unit: str,
+    y_unit: str,
+) -> None:
+    "Record a curve, thinned to 200 points."
+    points = [[_number(f"{self.name}: curve '{name}'", value) for value in values] for values in (x, y)]
+    if len(points[0]) != len(points[1]):
+        raise InputError(f"curve '{name}' has {len(points[0])} x and {len(points[1])} y; allowed: as many of each")
+    curve = Curve(x=thin(points[0]), y=thin(points[1]), x_unit=x_unit, y_unit=y_unit)
+    self._values["curves"][name] = curve.to_dict()
 
-    def text(
-        self,
-        name: str,
-        lines: list[str],
-    ) -> None:
-        "Record texts, such as samples."
-        self._values["texts"][name] = [str(line) for line in lines]
 
-    def read(
-        self,
-        *loaded,  # things with `.provenance()`: a dictionary or a list of them
-    ) -> None:
-        "Record which data splits were read."
-        for thing in loaded:
-            found = thing.provenance()
-            for source in [found] if isinstance(found, dict) else found:
-                source = DataRead(**{field: source[field] for field in DataRead.model_fields if field in source}).to_dict()
-                if source not in self._values["data"]:
-                    self._values["data"].append(source)
-        self._values["splits_read"] = sorted({source["split"] for source in self._values["data"]})
+@patch
+def text(
+    self: Run,
+    name: str,
+    lines: list[str],
+) -> None:
+    "Record texts, such as samples."
+    self._values["texts"][name] = [str(line) for line in lines]
 
-    def tokenizer(
-        self,
-        hash: str,  # noqa: A002
-    ) -> None:
-        "Record the hash of the tokenizer."
-        self._tokenizer_hash = hash
+# %% ../../nbs/00_core/runs.ipynb #a105800e
+@patch
+def read(
+    self: Run,
+    *loaded,  # things with `.provenance()`: a dictionary or a list of them
+) -> None:
+    "Record which data splits were read."
+    for thing in loaded:
+        found = thing.provenance()
+        for source in [found] if isinstance(found, dict) else found:
+            source = DataRead(**{field: source[field] for field in DataRead.model_fields if field in source}).to_dict()
+            if source not in self._values["data"]:
+                self._values["data"].append(source)
+    self._values["splits_read"] = sorted({source["split"] for source in self._values["data"]})
 
-    def artifact(
-        self,
-        name: str,
-        path: str | Path,  # a file or folder inside the run folder
-    ) -> None:
-        "Declare an output; it must exist when the run finishes, and is then hashed."
-        path = (self.dir / path).absolute()
-        if not path.resolve().is_relative_to(self.dir.resolve()):
-            raise InputError(f"artifact '{name}' is {path}; allowed: a path inside {self.dir}")
-        self._artifacts[name] = path
 
-    def _upstream(self, name: str, source: dict) -> tuple[dict, Path]:
-        "An input's record entry and path; its hash is checked."
-        wanted = {field: source[field] for field in ("study", "variant", "seed", "artifact")}
-        folder = settings().runs / self.profile / wanted["study"] / wanted["variant"] / f"s{wanted['seed']}"
-        if not (folder / "metrics.json").exists():
-            raise InputError(
-                f"input '{name}': run {wanted['study']}/{wanted['variant']}/s{wanted['seed']} of profile "
-                f"'{self.profile}' has not finished on this machine; run it first"
-            )
-        record = load_record(folder / "metrics.json")
-        check_name(f"artifact of input '{name}'", wanted["artifact"], record.artifacts)
-        artifact = record.artifacts[wanted["artifact"]]
-        path = folder / artifact.path
-        found = path_sha256(path)[0]
-        if found != artifact.sha256:
-            raise InputError(f"input '{name}': {path} has hash {found[:12]}, its record says {artifact.sha256[:12]}")
-        return {**wanted, "record_sha256": record.content_sha256(), "artifact_sha256": artifact.sha256}, path
+@patch
+def tokenizer(
+    self: Run,
+    hash: str,  # noqa: A002
+) -> None:
+    "Record the hash of the tokenizer."
+    self._tokenizer_hash = hash
 
-    def input(
-        self,
-        name: str,  # as the plan calls it
-    ) -> Path:
-        "An artifact of an upstream run."
-        return self._inputs[check_name("input", name, self._inputs)][1]
 
-    def _baseline(self) -> Curve | None:
-        "The curve that the plan's kill rule compares with; None without a rule."
-        kill = self.spec.get("kill")
-        return load_record(self.dir / kill["record"]).curves[kill["curve"]] if kill else None
+@patch(as_prop=True)
+def checkpoints(self: Run) -> Path:
+    """Where checkpoints go. The folder belongs to exactly this specification and the data and tokenizer reported so far,
+    so that none of another run is taken up: report what is read first."""
+    key = json_sha256([self.spec_hash, self._values["data"], self._tokenizer_hash])[:12]
+    self._keys.add(key)
+    return self.dir / "checkpoints" / key
 
-    def callbacks(self) -> list:  # of `Callback`
-        "What the plan asks of the trainer: its kill rule, against the baseline's curve; [] without one."
-        from modernllm.core.callbacks import KillRule  # which needs numpy
+# %% ../../nbs/00_core/runs.ipynb #cecc6fcc
+@patch
+def artifact(
+    self: Run,
+    name: str,
+    path: str | Path,  # a file or folder inside the run folder
+) -> None:
+    "Declare an output; it must exist when the run finishes, and is then hashed."
+    path = (self.dir / path).absolute()
+    if not path.resolve().is_relative_to(self.dir.resolve()):
+        raise InputError(f"artifact '{name}' is {path}; allowed: a path inside {self.dir}")
+    self._artifacts[name] = path
 
-        kill, curve = self.spec.get("kill"), self._baseline()
-        if not kill:
-            return []
-        if curve.x_unit != "tokens":
-            raise InputError(f"kill.curve '{kill['curve']}' is over {curve.x_unit}; a trainer compares over tokens only")
-        limits = {name: kill[name] for name in ("delta", "after", "patience")}
-        return [KillRule({"x": curve.x, "y": curve.y}, **limits)]
 
-    def finish(self) -> Record:
-        "Check and hash the outputs, publish the record, and write it into the run folder last."
-        artifacts = {}
-        for name, path in self._artifacts.items():
-            if not path.exists():
-                raise RunFailed(f"{self.name}: artifact '{name}' was declared but {path} does not exist")
-            sha256, size = path_sha256(path)
-            artifacts[name] = {"path": path.relative_to(self.dir).as_posix(), "sha256": sha256, "bytes": size}
-        problem = source_problem(self._start, self._hashes) if self._notebook else ""
-        self.telemetry.event("stop", reason=self.status)
-        events = Telemetry.read(self.dir)
-        record = Record.make({
-            "study": self.study, "variant": self.variant, "seed": self.seed, "profile": self.profile, "status": self.status,
-            "command": f"modernllm study run {self.study} --profile {self.profile}", "params": self.params,
-            "inputs": {name: source for name, (source, _) in self._inputs.items()}, **self._values, "artifacts": artifacts,
-            "provenance": {
-                **self._git, **environment(), "spec_hash": self.spec_hash, "source_hash": json_sha256(self._hashes),
-                "notebook_hash": notebook_hash(self._notebook) if self._notebook else None,
-                "tokenizer_hash": self._tokenizer_hash, "sources_checked": not problem, "sources_problem": problem,
-            },
-            "cost": _cost(Ledger.of(events)), "started": _iso(events[0]["time"]), "finished": _iso(events[-1]["time"]),
-        })
-        if self._scratch is None:
-            publish(record)
-            for folder in (self.dir / "checkpoints").glob("*"):
-                if self._keys and folder.name not in self._keys:  # of other parameters, code or data
-                    shutil.rmtree(folder, ignore_errors=True)
-        write_record(record, self.dir / "metrics.json")
-        self.telemetry.close()
-        unlock(self._lock)
-        return record
+@patch
+def input(
+    self: Run,
+    name: str,  # as the plan calls it
+) -> Path:
+    "An artifact of an upstream run."
+    return self._inputs[check_name("input", name, self._inputs)][1]
+
+# %% ../../nbs/00_core/runs.ipynb #a058c59c
+def _iso(seconds: float) -> str:
+    "A time of day as UTC, ISO 8601."
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _cost(ledger: Ledger) -> dict:
+    "The ledger as a record holds it."
+    cost = {name: round(value, 9) for name, value in asdict(ledger).items() if value is not None}
+    rate = cost.pop("throughput", None)
+    throughput = {"value": rate, "unit": "tokens/s"} if rate is not None else None
+    return {**cost, "usd": round(ledger.usd, 9), "throughput": throughput}
+
+
+@patch
+def _hashed_artifacts(self: Run) -> dict[str, dict]:
+    "The declared artifacts as a record holds them; `RunFailed` when one does not exist."
+    artifacts = {}
+    for name, path in self._artifacts.items():
+        if not path.exists():
+            raise RunFailed(f"{self.name}: artifact '{name}' was declared but {path} does not exist")
+        sha256, size = path_sha256(path)
+        artifacts[name] = {"path": path.relative_to(self.dir).as_posix(), "sha256": sha256, "bytes": size}
+    return artifacts
+
+# %% ../../nbs/00_core/runs.ipynb #8391a29e
+@patch
+def finish(self: Run) -> Record:
+    "Check and hash the outputs, publish the record, and write it into the run folder last."
+    artifacts = self._hashed_artifacts()
+    problem = source_problem(self._start, self._hashes) if self._notebook else ""
+    self.telemetry.event("stop", reason=self.status)
+    events = Telemetry.read(self.dir)
+    record = Record.make({
+        "study": self.study, "variant": self.variant, "seed": self.seed, "profile": self.profile, "status": self.status,
+        "command": f"modernllm study run {self.study} --profile {self.profile}", "params": self.params,
+        "inputs": {name: source for name, (source, _) in self._inputs.items()}, **self._values, "artifacts": artifacts,
+        "provenance": {
+            **self._git, **environment(), "spec_hash": self.spec_hash, "source_hash": json_sha256(self._hashes),
+            "notebook_hash": notebook_hash(self._notebook) if self._notebook else None,
+            "tokenizer_hash": self._tokenizer_hash, "sources_checked": not problem, "sources_problem": problem,
+        },
+        "cost": _cost(Ledger.of(events)), "started": _iso(events[0]["time"]), "finished": _iso(events[-1]["time"]),
+    })
+    if self._scratch is None:
+        publish(record)
+        for folder in (self.dir / "checkpoints").glob("*"):
+            if self._keys and folder.name not in self._keys:  # of other parameters, code or data
+                shutil.rmtree(folder, ignore_errors=True)
+    write_record(record, self.dir / "metrics.json")
+    self.telemetry.close()
+    unlock(self._lock)
+    return record
+
+# %% ../../nbs/00_core/runs.ipynb #bf4f41fe
+@patch(cls_method=True)
+def of_notebook(
+    cls: Run,
+    names: dict,  # `globals()` of a study's run.ipynb
+) -> Run:
+    "Start with the current values of the notebook's parameters cell."
+    cell = notebook_parameters(settings().studies / names["study"] / "run.ipynb")
+    given = {name: names[name] for name in cell}
+    return cls.start(**{name: given.pop(name) for name in GIVEN}, params=given)
+
+# %% ../../nbs/00_core/runs.ipynb #df40de9e
+@patch
+def callbacks(self: Run) -> list:  # of `Callback`
+    "What the plan asks of the trainer: its kill rule, against the baseline's curve; [] without one."
+    from modernllm.core.callbacks import KillRule  # which needs numpy
+
+    kill, curve = self.spec.get("kill"), self._baseline
+    if not kill:
+        return []
+    if curve.x_unit != "tokens":
+        raise InputError(f"kill.curve '{kill['curve']}' is over {curve.x_unit}; a trainer compares over tokens only")
+    limits = {name: kill[name] for name in ("delta", "after", "patience")}
+    return [KillRule({"x": curve.x, "y": curve.y}, **limits)]

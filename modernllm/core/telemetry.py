@@ -73,7 +73,20 @@ def _whole_lines(content: bytes) -> bytes:
     "The content without an incomplete last line."
     return content[: content.rfind(b"\n") + 1]
 
+# %% ../../nbs/00_core/telemetry.ipynb #69e379f5
+def _read_events(path: Path) -> list[dict]:  # [] when there is no such file
+    "All events of a log in order; an incomplete last line is skipped, damage anywhere else is an error."
+    content = _whole_lines(path.read_bytes()) if path.exists() else b""
+    events = []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            events.append(json.loads(line))
+            events[-1]["session"], events[-1]["elapsed"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path}:{number}: is not an event; the file was changed by something else") from None
+    return events
 
+# %% ../../nbs/00_core/telemetry.ipynb #436a4d40
 class Telemetry:
     "The event log of one run folder; each object is one session of it."
 
@@ -93,6 +106,13 @@ class Telemetry:
         self.session = 1 + max((event["session"] for event in self.read(folder)), default=0)
         self.clock, self.cpu = time.perf_counter(), cpu_seconds()
         self.event("start", pid=os.getpid(), **fields)
+
+    @staticmethod
+    def read(
+        folder: str | Path,
+    ) -> list[dict]:  # [] when there is no log
+        "All events in order; an incomplete last line is skipped, damage anywhere else is an error."
+        return _read_events(Path(folder) / "events.jsonl")
 
     def event(
         self,
@@ -120,22 +140,6 @@ class Telemetry:
         except OSError as error:
             os.ftruncate(self.file, size)
             raise RunFailed(f"{self.path}: cannot be written: {error.strerror or error}") from None
-
-    @staticmethod
-    def read(
-        folder: str | Path,
-    ) -> list[dict]:  # [] when there is no log
-        "All events in order; an incomplete last line is skipped, damage anywhere else is an error."
-        path = Path(folder) / "events.jsonl"
-        content = _whole_lines(path.read_bytes()) if path.exists() else b""
-        events = []
-        for number, line in enumerate(content.splitlines(), 1):
-            try:
-                events.append(json.loads(line))
-                events[-1]["session"], events[-1]["elapsed"]
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{path}:{number}: is not an event; the file was changed by something else") from None
-        return events
 
     def close(self) -> None:
         "Release the file."
@@ -169,7 +173,35 @@ def _useful(events: list[dict]) -> set[int]:
         index = index - 1 if same_session else None
     return useful
 
+# %% ../../nbs/00_core/telemetry.ipynb #3feb1a77
+def _hours(events: list[dict], useful: set[int]) -> tuple[float, dict[tuple[str, bool], float]]:
+    "Seconds by the clock; hours of processors and GPUs by (cpu or gpu, useful or not)."
+    wall, hours = 0.0, {(thing, kept): 0.0 for thing in ("cpu", "gpu") for kept in (True, False)}
+    for index, event in enumerate(events):
+        first = index == 0 or events[index - 1]["session"] != event["session"]
+        before = {} if first else events[index - 1]
+        seconds = event["elapsed"] - before.get("elapsed", 0)
+        wall += seconds
+        hours["cpu", index in useful] += (event["cpu"] - before.get("cpu", 0)) / 3600
+        hours["gpu", index in useful] += seconds * event["gpus"] / 3600
+    return wall, hours
 
+
+def _speed(events: list[dict], useful: set[int]) -> tuple[float | None, float | None, float | None]:
+    "Of the useful steps the median of tokens a second, and of the share of the machine's limit; the limit as last measured."
+    rates, shares, limits = [], [], {}
+    for index, event in enumerate(events):
+        part, rate = (event["session"], event.get("part")), event.get("tokens_per_second")
+        if event["kind"] == "limit":
+            limits[part] = event
+        if index in useful and isinstance(rate, int | float):
+            rates.append(rate)
+            if part in limits:
+                shares.append(rate * limits[part]["flops_per_token"] / limits[part]["matmul_limit"])
+    limit = [*limits.values()][-1]["matmul_limit"] if limits else None
+    return median(rates) if rates else None, median(shares) if shares else None, limit
+
+# %% ../../nbs/00_core/telemetry.ipynb #701154dd
 @dataclass(frozen=True)
 class Ledger:
     "Time, memory and money of a run, over all its sessions."
@@ -192,29 +224,11 @@ class Ledger:
     ) -> "Ledger":
         "Ledger of an event log."
         useful = _useful(events)
-        wall, rates, shares, limits = 0.0, [], [], {}
-        hours = {(thing, kept): 0.0 for thing in ("cpu", "gpu") for kept in (True, False)}
-        for index, event in enumerate(events):
-            first = index == 0 or events[index - 1]["session"] != event["session"]
-            before = {} if first else events[index - 1]
-            seconds = event["elapsed"] - before.get("elapsed", 0)
-            wall += seconds
-            hours["cpu", index in useful] += (event["cpu"] - before.get("cpu", 0)) / 3600
-            hours["gpu", index in useful] += seconds * event["gpus"] / 3600
-            part, rate = (event["session"], event.get("part")), event.get("tokens_per_second")
-            if event["kind"] == "limit":
-                limits[part] = event
-            if index in useful and isinstance(rate, int | float):
-                rates.append(rate)
-                if part in limits:
-                    shares.append(rate * limits[part]["flops_per_token"] / limits[part]["matmul_limit"])
-        return cls(
-            wall, hours["cpu", True], hours["cpu", False], hours["gpu", True], hours["gpu", False],
-            max((event["memory_mb"] for event in events), default=0.0),
-            max((event["gpu_memory_mb"] for event in events if "gpu_memory_mb" in event), default=None),
-            median(rates) if rates else None, median(shares) if shares else None,
-            [*limits.values()][-1]["matmul_limit"] if limits else None,
-        )
+        wall, hours = _hours(events, useful)
+        memory = max((event["memory_mb"] for event in events), default=0.0)
+        gpu_memory = max((event["gpu_memory_mb"] for event in events if "gpu_memory_mb" in event), default=None)
+        kept = (hours["cpu", True], hours["cpu", False], hours["gpu", True], hours["gpu", False])
+        return cls(wall, *kept, memory, gpu_memory, *_speed(events, useful))
 
     @classmethod
     def read(

@@ -49,7 +49,7 @@ def _terminated_is_interrupted():
     finally:
         signal.signal(signal.SIGTERM, old)
 
-
+# %% ../../nbs/58_workflow/batch.ipynb #18bdf197
 def _in_child():
     "In the child: Snakemake accepts interrupts even if started in the background, and is stopped when its parent is killed."
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -90,7 +90,7 @@ def _snakemake(
     name_holder(held, process.pid)
     return process
 
-
+# %% ../../nbs/58_workflow/batch.ipynb #c60ea6fc
 def _alive(group: int) -> bool:
     "Whether a process of the group is running; zombies do not count."
     for process in psutil.process_iter(["status"]):
@@ -166,6 +166,23 @@ class _Progress:
         done = len(self.steps) - len(self.open)
         self.say(f"{_clock(self.told - self.start)} [{done}/{len(self.steps)}] {line}")
 
+# %% ../../nbs/58_workflow/batch.ipynb #ae787d64
+def _raise_failures(progress: _Progress, returncode: int, log: Path):
+    "Raise one error for all failed steps."
+    states = {title: read_status(*step) for title, step in progress.steps.items()}
+    failed = {title: state for title, state in states.items() if state.get("state") == "failed"}
+    if any(state.get("state") == "interrupted" for state in states.values()):
+        raise KeyboardInterrupt
+    if failed:
+        title, state = next(iter(failed.items()))
+        kind = InputError if all(state["exit"] == 2 for state in failed.values()) else RunFailed
+        others = f"; {', '.join(list(failed)[1:])} failed too" if len(failed) > 1 else ""
+        left = f"; {len(progress.open)} steps were not started" if progress.open else ""
+        raise kind(f"{title} failed: {state['message']}{others}{left}")
+    if returncode:
+        words = log.read_text(encoding="utf-8", errors="replace").split()
+        raise RunFailed(f"Snakemake ended with status {returncode} (see {log}): {' '.join(words[-40:])}")
+
 # %% ../../nbs/58_workflow/batch.ipynb #c9e96b71
 def run_studies(
     studies: list[str] | None,  # None: all that have this profile
@@ -208,20 +225,3 @@ def run_studies(
         progress.look()
         _raise_failures(progress, process.returncode, base / "snakemake.log")
         say(f"done in {_clock(time.time() - progress.start)}")
-
-
-def _raise_failures(progress: _Progress, returncode: int, log: Path):
-    "Raise one error for all failed steps."
-    states = {title: read_status(*step) for title, step in progress.steps.items()}
-    failed = {title: state for title, state in states.items() if state.get("state") == "failed"}
-    if any(state.get("state") == "interrupted" for state in states.values()):
-        raise KeyboardInterrupt
-    if failed:
-        title, state = next(iter(failed.items()))
-        kind = InputError if all(state["exit"] == 2 for state in failed.values()) else RunFailed
-        others = f"; {', '.join(list(failed)[1:])} failed too" if len(failed) > 1 else ""
-        left = f"; {len(progress.open)} steps were not started" if progress.open else ""
-        raise kind(f"{title} failed: {state['message']}{others}{left}")
-    if returncode:
-        words = log.read_text(encoding="utf-8", errors="replace").split()
-        raise RunFailed(f"Snakemake ended with status {returncode} (see {log}): {' '.join(words[-40:])}")

@@ -97,7 +97,7 @@ class Row:
             return f"{self.name}: differs: {self.why}"
         return f"{self.name}: {self.state}{f' ({self.why})' if self.why else ''}"
 
-
+# %% ../../nbs/58_workflow/graph.ipynb #8c9bf119
 class _States:
     "Looks at runs one after the other, those in front first."
 
@@ -150,7 +150,7 @@ class _States:
         except (OSError, ValueError, RunFailed):  # InputError is a ValueError
             return False
 
-
+# %% ../../nbs/58_workflow/graph.ipynb #8bdc76f4
 def _looked_at(runs: dict[str, RunSpec], edges: dict[str, list[str]], plans: dict[str, Plan]) -> _States:
     states = _States(plans, edges)
     for run in runs.values():
@@ -168,7 +168,7 @@ def status(
     states = _looked_at(runs, edges, plans)
     return list(states.rows.values())
 
-
+# %% ../../nbs/58_workflow/graph.ipynb #974a1ef6
 def budget(
     studies: list[str] | None,
     profile: str,
@@ -209,7 +209,7 @@ def _mark(folder: Path, kind: str, fresh: bool):
     elif not done.exists():
         atomic_write(done, "finished\n")
 
-
+# %% ../../nbs/58_workflow/graph.ipynb #8d8a923f
 def prepare(
     studies: list[str] | None,
     profile: str,
@@ -248,7 +248,7 @@ def prepare(
     _write_if_changed(base / "graph.json", graph)
     return list(states.rows.values()), open_selections, open_summaries
 
-
+# %% ../../nbs/58_workflow/graph.ipynb #8d6f8748
 def _all_recorded(plan: Plan, profile: str) -> bool:
     there = {(record.variant, record.seed) for record in load_records(profile, plan.study)}
     return bool(there) and all((run.variant, run.seed) in there for run in expand(plan, profile))
