@@ -157,6 +157,24 @@ def _conclude(entry: Equivalence, reason: str, say: Callable) -> bool:
         say(f"  {difference.name}: {difference.then} → {difference.now}")
     return not entry.differences or bool(entry.reason)
 
+# %% ../../nbs/58_workflow/code_versions.ipynb #5f258849
+def _compare_study(study: str, pairs: list[tuple[Group, str]], jobs: int, reason: str, say: Callable) -> list[str]:
+    "Compare the code of all groups of one study; its name for each that stays unexplained."
+    head, left = _git("rev-parse", "HEAD"), []
+    try:
+        say(f"{study}: smoke profile at commit {head[:7]}, today's code")
+        now = smoke_results(study, head, jobs, say)
+    except (InputError, RunFailed) as error:
+        say(str(error))
+        return [study] * len(pairs)
+    for group, commit in pairs:
+        try:
+            left += [] if _conclude(_compare_group(group, commit, head, now, jobs, say), reason, say) else [study]
+        except (InputError, RunFailed) as error:
+            say(str(error))
+            left.append(study)
+    return left
+
 
 def compare_code(
     studies: list[str] | None = None,  # None: all
@@ -192,21 +210,3 @@ def compare_code(
     if open_:
         raise RunFailed(f"{len(open_)} of {len(old)} comparisons could not be made or show differences without a reason (above)")
     say(f"{len(old)} comparisons: all equal or explained" if old else "nothing to compare: all records are of today's code")
-
-
-def _compare_study(study: str, pairs: list[tuple[Group, str]], jobs: int, reason: str, say: Callable) -> list[str]:
-    "Compare the code of all groups of one study; its name for each that stays unexplained."
-    head, left = _git("rev-parse", "HEAD"), []
-    try:
-        say(f"{study}: smoke profile at commit {head[:7]}, today's code")
-        now = smoke_results(study, head, jobs, say)
-    except (InputError, RunFailed) as error:
-        say(str(error))
-        return [study] * len(pairs)
-    for group, commit in pairs:
-        try:
-            left += [] if _conclude(_compare_group(group, commit, head, now, jobs, say), reason, say) else [study]
-        except (InputError, RunFailed) as error:
-            say(str(error))
-            left.append(study)
-    return left

@@ -58,7 +58,7 @@ class Equivalence(Config):
         codes = f"{self.study}: commit {self.then.commit[:7]} and commit {self.now.commit[:7]}"
         return f"{codes}: {outcome} ({compared})" + (f": {self.reason}" if self.reason else "")
 
-
+# %% ../../nbs/58_workflow/equivalence.ipynb #29b7c0ab
 def equivalence_path() -> Path:
     "Where the comparisons are kept."
     return settings().root / "data/records/equivalence.json"

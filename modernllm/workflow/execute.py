@@ -58,7 +58,7 @@ class _Interrupts:
     def _give_up(self, *_):
         raise KeyboardInterrupt
 
-
+# %% ../../nbs/58_workflow/execute.ipynb #6ad87d1a
 def run_notebook(
     notebook: Path,
     output: Path,  # the executed notebook

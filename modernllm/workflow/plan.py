@@ -156,9 +156,90 @@ def cells(
     return {cell_name(cell): Variant(params=cell) for cell in kept}
 
 # %% ../../nbs/58_workflow/plan.ipynb #baaefc2d
+def _check_folder_name(thing: str, name: str):
+    if not re.fullmatch(r"[\w.=,+-]+", name) or name.startswith("."):
+        raise InputError(f"{thing} name '{name}': allowed are letters, digits and . _ = , + -")
+
+
+def _check_names(path: Path, values):
+    "YAML reads numbers and the words true, false and null as values, also where a name is meant."
+    for name, value in values.items() if isinstance(values, dict) else enumerate(values if isinstance(values, list) else []):
+        if isinstance(values, dict) and not isinstance(name, str):
+            raise InputError(f"{path}: the name {name!r} is a {type(name).__name__}; put it in quotes if a name is meant")
+        _check_names(path, value)
+
+# %% ../../nbs/58_workflow/plan.ipynb #addd4c7e
+def _check_profiles(plan: Plan, defaults: Params):
+    for name, profile in plan.profiles.items():
+        check_name("profile", name, PROFILES)
+        _check_params(f"profiles.{name}", profile.params, defaults)
+        for axis in profile.matrix:
+            check_name(f"axis in profiles.{name}.matrix", axis, plan.matrix)
+        if name != "smoke" and any(source.stand_in for source in profile.data.values()):
+            raise InputError(f"profiles.{name}.data: a stand_in is allowed in smoke only")
+
+
+def _check_variants(plan: Plan, every_cell: dict[str, Variant], defaults: Params):
+    for name, variant in [*plan.variants.items(), *every_cell.items()]:
+        _check_folder_name("variant", name)
+        _check_params(f"variant '{name}'", variant.params, defaults)
+        for profile, numbers in variant.profiles.items():
+            check_name(f"profile of variant '{name}'", profile, plan.profiles)
+            _check_params(f"variants.{name}.profiles.{profile}", numbers.params, defaults)
+
+# %% ../../nbs/58_workflow/plan.ipynb #95db873b
+def _check_matrix(plan: Plan, every_cell: dict[str, Variant]):
+    for axis, values in plan.matrix.items():
+        if not values or any(isinstance(value, (list, dict)) for value in values):
+            raise InputError(f"matrix.{axis} is {values!r}; allowed: a list of plain values")
+    for i, rule in enumerate(plan.exclude):
+        for axis in rule:
+            check_name(f"axis in exclude.{i}", axis, plan.matrix)
+        if not any(_matches(cell, rule) for cell in _grid(plan.matrix)):
+            raise InputError(f"exclude.{i}: {rule} is no cell of the matrix")
+    if not plan.variants and not every_cell:
+        raise InputError("variants: none; give variants, a matrix or both")
+    for name in sorted(set(plan.variants) & set(every_cell)):
+        raise InputError(f"variants.{name}: the matrix makes a variant of this name")
+
+
+def _check_picks(plan: Plan, every_cell: dict[str, Variant]):
+    picks = {name: variant.pick for name, variant in plan.variants.items() if variant.pick}
+    names = [name for name in [*plan.variants, *every_cell] if name not in picks]
+    if picks and not plan.select:
+        raise InputError(f"variants.{next(iter(picks))}.pick needs a 'select'")
+    for name, pick in picks.items():
+        if pick == "kept":
+            if not plan.select.baseline:
+                raise InputError(f"variants.{name}.pick is 'kept' and needs a select.baseline")
+        elif pick > plan.select.top_k:
+            raise InputError(f"variants.{name}.pick is {pick}; allowed: 1 to top_k = {plan.select.top_k}")
+    if plan.select:
+        if plan.select.among == "matrix" and not plan.matrix:
+            raise InputError("select.from is 'matrix'; the plan has none")
+        for name in plan.select.among if plan.select.among != "matrix" else []:
+            check_name("variant in select.from", name, names)
+        if plan.select.baseline:
+            among = every_cell if plan.select.among == "matrix" else plan.select.among
+            check_name("select.baseline, one of select.from:", plan.select.baseline, among)
+    if plan.kill:
+        check_name("variant in kill.baseline", plan.kill.baseline, names)
+
+# %% ../../nbs/58_workflow/plan.ipynb #59f2afcd
 def studies() -> list[str]:
     "The names of all studies: the folders that hold a plan.yaml."
     return sorted(path.parent.name for path in settings().studies.glob("*/plan.yaml"))
+
+
+def _check(plan: Plan):
+    "Checks that involve several fields."
+    defaults, every_cell = notebook_parameters(plan.folder / "run.ipynb"), cells(plan)
+    _check_profiles(plan, defaults)
+    for name in plan.profiles:
+        every_cell |= cells(plan, name)
+    _check_variants(plan, every_cell, defaults)
+    _check_matrix(plan, every_cell)
+    _check_picks(plan, every_cell)
 
 
 def load_plan(
@@ -182,68 +263,3 @@ def _plan_of(study: str, path: Path, contents: tuple[bytes, ...]) -> Plan:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return plan
-
-
-def _check_folder_name(thing: str, name: str):
-    if not re.fullmatch(r"[\w.=,+-]+", name) or name.startswith("."):
-        raise InputError(f"{thing} name '{name}': allowed are letters, digits and . _ = , + -")
-
-
-def _check_names(path: Path, values):
-    "YAML reads numbers and the words true, false and null as values, also where a name is meant."
-    for name, value in values.items() if isinstance(values, dict) else enumerate(values if isinstance(values, list) else []):
-        if isinstance(values, dict) and not isinstance(name, str):
-            raise InputError(f"{path}: the name {name!r} is a {type(name).__name__}; put it in quotes if a name is meant")
-        _check_names(path, value)
-
-
-def _check(plan: Plan):
-    "Checks that involve several fields."
-    defaults = notebook_parameters(plan.folder / "run.ipynb")
-    every_cell = cells(plan)
-    for name, profile in plan.profiles.items():
-        check_name("profile", name, PROFILES)
-        _check_params(f"profiles.{name}", profile.params, defaults)
-        for axis in profile.matrix:
-            check_name(f"axis in profiles.{name}.matrix", axis, plan.matrix)
-        every_cell |= cells(plan, name)
-        if name != "smoke" and any(source.stand_in for source in profile.data.values()):
-            raise InputError(f"profiles.{name}.data: a stand_in is allowed in smoke only")
-    for name, variant in [*plan.variants.items(), *every_cell.items()]:
-        _check_folder_name("variant", name)
-        _check_params(f"variant '{name}'", variant.params, defaults)
-        for profile, numbers in variant.profiles.items():
-            check_name(f"profile of variant '{name}'", profile, plan.profiles)
-            _check_params(f"variants.{name}.profiles.{profile}", numbers.params, defaults)
-    for axis, values in plan.matrix.items():
-        if not values or any(isinstance(value, (list, dict)) for value in values):
-            raise InputError(f"matrix.{axis} is {values!r}; allowed: a list of plain values")
-    for i, rule in enumerate(plan.exclude):
-        for axis in rule:
-            check_name(f"axis in exclude.{i}", axis, plan.matrix)
-        if not any(_matches(cell, rule) for cell in _grid(plan.matrix)):
-            raise InputError(f"exclude.{i}: {rule} is no cell of the matrix")
-    names = [*plan.variants, *every_cell]
-    if not names:
-        raise InputError("variants: none; give variants, a matrix or both")
-    for name in sorted(set(plan.variants) & set(every_cell)):
-        raise InputError(f"variants.{name}: the matrix makes a variant of this name")
-    picks = {name: variant.pick for name, variant in plan.variants.items() if variant.pick}
-    if picks and not plan.select:
-        raise InputError(f"variants.{next(iter(picks))}.pick needs a 'select'")
-    for name, pick in picks.items():
-        if pick == "kept":
-            if not plan.select.baseline:
-                raise InputError(f"variants.{name}.pick is 'kept' and needs a select.baseline")
-        elif pick > plan.select.top_k:
-            raise InputError(f"variants.{name}.pick is {pick}; allowed: 1 to top_k = {plan.select.top_k}")
-    if plan.select:
-        if plan.select.among == "matrix" and not plan.matrix:
-            raise InputError("select.from is 'matrix'; the plan has none")
-        for name in plan.select.among if plan.select.among != "matrix" else []:
-            check_name("variant in select.from", name, [n for n in names if n not in picks])
-        if plan.select.baseline:
-            among = every_cell if plan.select.among == "matrix" else plan.select.among
-            check_name("select.baseline, one of select.from:", plan.select.baseline, among)
-    if plan.kill:
-        check_name("variant in kill.baseline", plan.kill.baseline, [n for n in names if n not in picks])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASELINE', 'code_of', 'spec_content', 'resolve', 'located', 'data_hints', 'asked_of_run', 'changes',
-           'asked_of_record', 'Verdict', 'verdict', 'has_artifact', 'summary_asked', 'summary_stamp', 'summary_stale']
+           'asked_of_record', 'Verdict', 'has_artifact', 'verdict', 'summary_asked', 'summary_stamp', 'summary_stale']
 
 # %% ../../nbs/58_workflow/staleness.ipynb #75672184
 import json
@@ -186,7 +186,7 @@ def asked_of_record(
             "source_hash": made.source_hash, "notebook_hash": made.notebook_hash}  # fmt: skip
     return {"asked": {**now, **said}, "code": {}, "hints": {}}
 
-
+# %% ../../nbs/58_workflow/staleness.ipynb #9ca9c582
 @dataclass(frozen=True)
 class Verdict:
     "Whether there is a record that answers what the plan asks, and how that is known."
@@ -197,6 +197,18 @@ class Verdict:
     @property
     def stale(self) -> bool:
         return self.state != "up to date"
+
+
+def has_artifact(
+    profile: str,
+    edge: dict,  # with study, variant, seed, artifact
+) -> bool:
+    "Whether the artifact that an input names is on this machine."
+    path = located(profile, edge)
+    if path.name != "metrics.json":
+        return False
+    artifact = load_record(path).artifacts.get(edge["artifact"])
+    return artifact is not None and (path.parent / artifact.path).exists()
 
 
 def verdict(
@@ -226,18 +238,6 @@ def verdict(
         return Verdict("up to date", "by hash" if _hashes(ran["asked"]) == _hashes(now) else "by equivalence")
     kind = found[0][0]
     return Verdict(kind, "; ".join(which if what == kind else f"{what}: {which}" for what, which in found))
-
-
-def has_artifact(
-    profile: str,
-    edge: dict,  # with study, variant, seed, artifact
-) -> bool:
-    "Whether the artifact that an input names is on this machine."
-    path = located(profile, edge)
-    if path.name != "metrics.json":
-        return False
-    artifact = load_record(path).artifacts.get(edge["artifact"])
-    return artifact is not None and (path.parent / artifact.path).exists()
 
 # %% ../../nbs/58_workflow/staleness.ipynb #892a01b3
 def summary_asked(
