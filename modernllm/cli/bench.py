@@ -55,7 +55,7 @@ def keep(
     run,
 ) -> Path:  # where the record is
     "Finish the run and keep its record."
-    from modernllm.core.config import settings
+    from modernllm.core.project import settings
     from modernllm.core.records import write_record
     record = run.finish()
     given = " ".join(f"--{name} {value}" for name, value in run.params.items() if name != "shape")

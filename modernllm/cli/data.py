@@ -32,7 +32,7 @@ def read_from(
     source,  # an entry of the catalogue
 ) -> str:  # "embedded", "generated", "mirror", "mirror+hub", "hub" or "nowhere"
     "Where a data set would be read from; a mirror may hold only some of its splits."
-    from modernllm.core.config import settings
+    from modernllm.core.project import settings
     from modernllm.data.sources import mirror_hashes
     if source.made:
         return source.place

@@ -17,9 +17,11 @@ from pathlib import Path
 import yaml
 from pydantic import Field
 
-from ..core.config import Config, InputError, atomic_write, did_you_mean, load_yaml, settings
+from ..core.config import Config, InputError, did_you_mean, load_yaml
+from ..core.project import atomic_write, settings
 from ..core.locks import lock, unlock
-from ..core.provenance import environment, file_sha256, git_state, json_sha256
+from ..core.provenance import file_sha256, json_sha256
+from ..core.installation import environment, git_state
 from ..models.pretrained import model_folder, weights_sha256
 from ..models.sources import save_model
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 
 from .app import examples
-from ..core.config import InputError, did_you_mean, load_yaml, settings
+from ..core.config import InputError, did_you_mean, load_yaml
+from ..core.project import settings
 from ..core.locks import is_locked
 from ..core.telemetry import Telemetry
 

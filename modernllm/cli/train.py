@@ -163,7 +163,8 @@ def train(assignments, config, out, overfit, list_fields):
     such a line two or more blank lines or a form feed do; else the file is one document. In a .jsonl file each row is a document.
     One document in twenty is held out for validation; of fewer than twenty documents, the last twentieth of each.
     """
-    from modernllm.core.config import Config, load_yaml, settings
+    from modernllm.core.config import Config, load_yaml
+    from modernllm.core.project import settings
     values = {**(load_yaml(config) if config else {}), **Config.parse_assignments(assignments)}
     from modernllm.cli import recipe as recipes
     if list_fields:

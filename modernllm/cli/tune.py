@@ -52,7 +52,7 @@ def lr_find(assignments, config, lowest, highest, steps, out):
     "Raise the learning rate from step to step until the loss explodes; print where it fell fastest, and draw it."
     recipe = recipe_of(assignments, config)
     from modernllm.cli.train import prepare
-    from modernllm.core.config import settings
+    from modernllm.core.project import settings
     from modernllm.core.plotting import write_figure
     from modernllm.training.callbacks import ProgressBar
     from modernllm.training.lr_find import lr_find as search

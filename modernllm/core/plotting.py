@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .config import InputError, atomic_write
+from .config import InputError
+from .project import atomic_write
 
 # %% ../../nbs/00_core/plotting.ipynb #5a366a5f
 COLOURS = ("#1b2a49", "#9c3520", "#3f8296", "#c98f2b", "#b9b2c4", "#bcd9a9")  # from dark to light

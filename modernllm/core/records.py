@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError, field_validator
 
-from .config import PROFILES, Config, InputError, atomic_write, settings
+from .config import PROFILES, Config, InputError
+from .project import atomic_write, settings
 from .provenance import json_sha256
 
 # %% ../../nbs/00_core/records.ipynb #53f2ac28

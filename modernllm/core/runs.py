@@ -18,19 +18,12 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .config import PROFILES, InputError, RunFailed, check_name, settings
+from .config import PROFILES, InputError, RunFailed, check_name
+from .project import settings
 from .locks import lock, unlock
 from .parameters import GIVEN, notebook_parameters
-from modernllm.core.provenance import (
-    environment,
-    git_state,
-    imported_sources,
-    json_sha256,
-    notebook_hash,
-    path_sha256,
-    source_hashes,
-    source_problem,
-)
+from .provenance import imported_sources, json_sha256, notebook_hash, path_sha256, source_hashes, source_problem
+from .installation import environment, git_state
 from .records import Curve, DataRead, Metric, Record, load_record, publish, thin, write_record
 from .seeding import seed_everything, set_threads
 from .telemetry import Ledger, Telemetry

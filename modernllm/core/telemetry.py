@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from .config import InputError, RunFailed, check_name, settings
+from .config import InputError, RunFailed, check_name
+from .project import settings
 
 # %% ../../nbs/00_core/telemetry.ipynb #f7e341e4
 def peak_memory_mb() -> float:

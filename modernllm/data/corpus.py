@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.config import InputError, RunFailed, check_name, settings
+from ..core.config import InputError, RunFailed, check_name
+from ..core.project import settings
 from ..core.provenance import json_sha256
 from ..core.seeding import numpy_rng
 from .catalogue import names, resolve

@@ -17,7 +17,8 @@ import re
 import warnings
 from pathlib import Path
 
-from ..core.config import InputError, atomic_write, settings
+from ..core.config import InputError
+from ..core.project import atomic_write, settings
 from ..core.provenance import json_sha256
 
 # %% ../../nbs/10_data/embedded.ipynb #a7bbe8b9

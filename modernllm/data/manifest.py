@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.config import atomic_write, check_name, settings
+from ..core.config import check_name
+from ..core.project import atomic_write, settings
 from ..core.provenance import file_sha256
 from .corpus import Corpus, TokenSplit, load_corpus
 from .corpus import documents as documents_of

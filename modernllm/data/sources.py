@@ -17,7 +17,8 @@ from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.config import InputError, check_name, settings
+from ..core.config import InputError, check_name
+from ..core.project import settings
 from ..core.provenance import file_sha256
 from .catalogue import CATALOGUE, MirrorFile, Source, resolve
 from .text_files import hold_out

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.config import InputError, RunFailed, check_text, settings
+from ..core.config import InputError, RunFailed, check_text
+from ..core.project import settings
 from ..core.provenance import file_sha256, json_sha256
 from ..core.seeding import numpy_rng
 

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ..core.config import InputError, atomic_write, settings
+from ..core.config import InputError
+from ..core.project import atomic_write, settings
 from ..core.provenance import json_sha256
 
 if TYPE_CHECKING:

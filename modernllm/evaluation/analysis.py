@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.config import InputError, atomic_write, check_name
+from ..core.config import InputError, check_name
+from ..core.project import atomic_write
 from .answers import last_number
 from .calculator import calculate, equations
 from .intervals import wilson

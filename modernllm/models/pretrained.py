@@ -10,7 +10,8 @@ import importlib.metadata
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..core.config import InputError, did_you_mean, settings
+from ..core.config import InputError, did_you_mean
+from ..core.project import settings
 from ..core.provenance import file_sha256, json_sha256
 from ..data.sources import hub_answers
 from ..data.text_files import find_path

@@ -14,7 +14,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from ..core.config import InputError, did_you_mean, settings
+from ..core.config import InputError, did_you_mean
+from ..core.project import settings
 from ..workflow.plan import studies
 from . import variables
 from .render import pandoc

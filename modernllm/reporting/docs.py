@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.config import RunFailed, atomic_write, settings
+from ..core.config import RunFailed
+from ..core.project import atomic_write, settings
 from .readme import executed, first_lines
 
 # %% ../../nbs/60_reporting/docs.ipynb #66d59f6b

@@ -16,7 +16,8 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter
 
-from ..core.config import InputError, atomic_write, settings
+from ..core.config import InputError
+from ..core.project import atomic_write, settings
 from ..core.plotting import COLOURS, COLUMN, series_look, style, write_figure
 from ..core.records import Record
 

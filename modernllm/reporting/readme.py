@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-from ..core.config import InputError, atomic_write, did_you_mean, settings
+from ..core.config import InputError, did_you_mean
+from ..core.project import atomic_write, settings
 from ..workflow.plan import load_plan, studies
 from .results import published
 from .text import prose

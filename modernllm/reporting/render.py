@@ -19,7 +19,8 @@ from pathlib import Path
 
 import yaml
 
-from ..core.config import InputError, RunFailed, atomic_write, check_name, settings
+from ..core.config import InputError, RunFailed, check_name
+from ..core.project import atomic_write, settings
 from ..core.provenance import json_sha256, path_sha256, source_hash
 from ..workflow.graph import Row
 from . import variables

@@ -13,7 +13,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from ..core.config import atomic_write, settings
+from ..core.project import atomic_write, settings
 from ..workflow.expand import variants
 from ..workflow.graph import Row, status
 from ..workflow.plan import load_plan, studies

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from ..core.config import InputError, atomic_write, check_name, did_you_mean, parse_yaml, settings
+from ..core.config import InputError, check_name, did_you_mean, parse_yaml
+from ..core.project import atomic_write, settings
 from ..workflow.graph import Row
 from ..workflow.plan import load_plan, studies
 from . import tables, variables

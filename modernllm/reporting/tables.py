@@ -11,7 +11,7 @@ import re
 
 import pandas as pd
 
-from ..core.config import atomic_write, settings
+from ..core.project import atomic_write, settings
 from ..core.records import Record
 from .results import frame, rows, summarise
 from .text import code, escape, number, plain, shown, spread

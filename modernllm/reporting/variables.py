@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from ..core.config import InputError, atomic_write, did_you_mean
+from ..core.config import InputError, did_you_mean
+from ..core.project import atomic_write
 from ..workflow.expand import expand, variants
 from ..workflow.plan import load_plan, studies
 from ..core.records import Record

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from ..core.config import InputError, atomic_write, check_name
+from ..core.config import InputError, check_name
+from ..core.project import atomic_write
 from .compiler import compile_t5
 from .expressions import Columns, Number
 from .layout import Plan

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from ..core.config import PROFILES, InputError, RunFailed, check_name, settings
+from ..core.config import PROFILES, InputError, RunFailed, check_name
+from ..core.project import settings
 from ..core.locks import lock, name_holder, unlock
 from .expand import run_folder
 from .graph import prepare, prepare_summaries

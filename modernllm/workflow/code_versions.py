@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from ..core.config import PROFILES, InputError, RunFailed, settings
+from ..core.config import PROFILES, InputError, RunFailed
+from ..core.project import settings
 from modernllm.workflow.equivalence import (
     Equivalence,
     Result,

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.config import Config, InputError, atomic_write, settings
+from ..core.config import Config, InputError
+from ..core.project import atomic_write, settings
 from ..core.provenance import file_sha256, json_sha256
 from ..core.records import Count, Metric, Name, Record, Sha256
 

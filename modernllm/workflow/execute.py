@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..core.config import PROFILES, InputError, RunFailed, atomic_write, check_name, settings
+from ..core.config import PROFILES, InputError, RunFailed, check_name
+from ..core.project import atomic_write, settings
 from .plan import load_plan
 from .equivalence import load_equivalences
 from ..core.provenance import file_sha256

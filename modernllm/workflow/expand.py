@@ -9,7 +9,8 @@ __all__ = ['RunSpec', 'run_folder', 'variants', 'own_params', 'seeds', 'selected
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.config import PROFILES, InputError, check_name, settings
+from ..core.config import PROFILES, InputError, check_name
+from ..core.project import settings
 from ..core.parameters import GIVEN, Params, notebook_parameters
 from .plan import Numbers, Plan, Variant, cells
 

@@ -12,7 +12,8 @@ from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from ..core.config import PROFILES, InputError, RunFailed, atomic_write, check_name, settings
+from ..core.config import PROFILES, InputError, RunFailed, check_name
+from ..core.project import atomic_write, settings
 from .equivalence import load_equivalences
 from .execute import republish
 from .expand import RunSpec, estimate, expand, selected_among, variants

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from ..core.config import PROFILES, Config, InputError, check_name, did_you_mean, load_yaml, settings
+from ..core.config import PROFILES, Config, InputError, check_name, did_you_mean, load_yaml
+from ..core.project import settings
 from ..core.parameters import GIVEN, Params, notebook_parameters
 
 # %% ../../nbs/58_workflow/plan.ipynb #434c2918

@@ -11,7 +11,8 @@ import statistics
 from pathlib import Path
 
 from ..core.comparison import compare_family
-from ..core.config import InputError, RunFailed, atomic_write, check_name, settings
+from ..core.config import InputError, RunFailed, check_name
+from ..core.project import atomic_write, settings
 from .expand import expand, own_params, selected_among, variants
 from .plan import Plan, SelectionRule, load_plan
 from ..core.records import Record, load_record

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.config import InputError, RunFailed, settings
+from ..core.config import InputError, RunFailed
+from ..core.project import settings
 from .equivalence import Equivalence, find_equivalence
 from .expand import RunSpec, run_folder
 from .step_status import read_status

@@ -9,7 +9,7 @@ __all__ = ['read_status', 'write_status']
 import json
 from pathlib import Path
 
-from ..core.config import atomic_write
+from ..core.project import atomic_write
 
 # %% ../../nbs/58_workflow/step_status.ipynb #c93a37e8
 def _read(folder: Path) -> dict:

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modernllm.core.config import Config, InputError, RunFailed, atomic_write, did_you_mean, load_yaml, parse_yaml, settings
+from modernllm.core.config import Config, InputError, RunFailed, did_you_mean, load_yaml, parse_yaml
+from modernllm.core.project import atomic_write, settings
 
 
 class Inner(Config):

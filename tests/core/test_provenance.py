@@ -14,8 +14,6 @@ from modernllm.core import provenance
 from modernllm.core.config import InputError
 from modernllm.core.provenance import (
     code_sha256,
-    environment,
-    git_state,
     json_sha256,
     notebook_hash,
     path_sha256,
@@ -24,6 +22,7 @@ from modernllm.core.provenance import (
     source_problem,
     static_closure,
 )
+from modernllm.core.installation import environment, git_state
 
 # Programs: nested functions and classes around assignments, told in more or fewer words.
 names = st.sampled_from(["a", "b", "total"])

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from modernllm.core.config import InputError, RunFailed, atomic_write, settings
+from modernllm.core.config import InputError, RunFailed
+from modernllm.core.project import atomic_write, settings
 from modernllm.core.locks import lock, unlock
 from modernllm.core.records import load_record, load_records
 from modernllm.core.runs import Run
@@ -312,7 +313,7 @@ def test_inputs_come_from_finished_runs_with_their_hash(project):
 
 
 def test_the_notebook_of_a_batch_run_is_hashed_and_the_closure_checked(project):
-    cell = {"cell_type": "code", "metadata": {}, "source": "from modernllm.core.config import settings"}
+    cell = {"cell_type": "code", "metadata": {}, "source": "from modernllm.core.config import InputError"}
     atomic_write(project / "nbs/studies/s/run.ipynb", json.dumps({"cells": [cell]}))
     record = start(folder_of()).finish()
     assert record.provenance.notebook_hash and not record.provenance.sources_checked

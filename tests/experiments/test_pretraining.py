@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modernllm.core.config import InputError, atomic_write, settings
+from modernllm.core.config import InputError
+from modernllm.core.project import atomic_write, settings
 from modernllm.core.records import Record, write_record
 from modernllm.core.runs import Run
 from modernllm.experiments import pretraining

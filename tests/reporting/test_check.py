@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modernllm.cli.app import main
-from modernllm.core.config import InputError, settings
+from modernllm.core.config import InputError
+from modernllm.core.project import settings
 from modernllm.workflow.equivalence import Equivalence, save_equivalence
 from modernllm.core.provenance import notebook_hash, source_hash
 from modernllm.core.records import Record, publish

@@ -17,11 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = sorted(path for path in (ROOT / "nbs").glob("*/*.ipynb") if path.parent.name != "studies")
 MOST_LINES, MOST_CELLS = 60, 42
 LONGER = {  # notebook: lines of its longest cell, until it is split
-    "00_core/config.ipynb": 88,
-    "00_core/provenance.ipynb": 70,
-    "00_core/records.ipynb": 102,
-    "00_core/runs.ipynb": 212,
-    "00_core/telemetry.ipynb": 92,
     "10_data/catalogue.ipynb": 117,
     "10_data/corpus.ipynb": 81,
     "10_data/sources.ipynb": 70,
@@ -43,13 +38,6 @@ LONGER = {  # notebook: lines of its longest cell, until it is split
     "52_synthetic/program.ipynb": 123,
     "52_synthetic/running.ipynb": 67,
     "52_synthetic/weights.ipynb": 254,
-    "58_workflow/batch.ipynb": 96,
-    "58_workflow/code_versions.ipynb": 79,
-    "58_workflow/equivalence.ipynb": 89,
-    "58_workflow/execute.ipynb": 75,
-    "58_workflow/graph.ipynb": 119,
-    "58_workflow/plan.ipynb": 85,
-    "58_workflow/staleness.ipynb": 68,
     "60_reporting/staging.ipynb": 135,
     "70_cli/recipe.ipynb": 108,
     "70_cli/runs.ipynb": 102,

@@ -9,7 +9,8 @@ import pytest
 
 from modernllm.workflow import execute, graph
 from modernllm.workflow.batch import run_studies as run_batch
-from modernllm.core.config import InputError, RunFailed, settings
+from modernllm.core.config import InputError, RunFailed
+from modernllm.core.project import settings
 from modernllm.core.locks import unlock
 from modernllm.core.records import Record, load_record, publish
 from modernllm.workflow.staleness import code_of
