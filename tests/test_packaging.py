@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 import modernllm
 
-TARGETS = ("install", "reproduce", "plan", "test", "lab", "docs", "paper", "slides", "sync", "lock", "clean")
+TARGETS = ("install", "models", "reproduce", "plan", "test", "lab", "docs", "paper", "slides", "sync", "lock", "clean")
 
 
 @pytest.fixture

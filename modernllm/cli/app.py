@@ -41,6 +41,7 @@ def examples(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     lazy={
         "data": "modernllm.cli.data:data",
+        "models": "modernllm.cli.models:models",
         "study": "modernllm.cli.study:study",
         "train": "modernllm.cli.train:train",
         "evaluate": "modernllm.cli.train:evaluate",

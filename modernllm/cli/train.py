@@ -188,12 +188,13 @@ def train(assignments, config, out, overfit, list_fields):
     click.echo(f"model in {out / 'model'}; next:\n  modernllm evaluate {out}\n  modernllm generate {out} 'The function returns'")
 
 # %% ../../nbs/70_cli/train.ipynb #9049156d
-MODEL = click.argument("model", type=click.Path(exists=True, file_okay=False))
+MODEL = click.argument("model")  # a folder, a name of `modernllm models list`, or a hub id
 
 
 @click.command(short_help="Print the perplexity card of a saved model.", epilog=examples(
     "modernllm evaluate runs/train/1a2b3c4d",
     "modernllm evaluate runs/train/1a2b3c4d --split test --stride 64    a sliding window: slower, lower",
+    "modernllm evaluate smollm2-135m --data wikitext2_raw                a pretrained model, see `modernllm models list`",
     "modernllm evaluate MODEL --data wikitext2                           text that it was not trained on",
     "modernllm evaluate MODEL --data my.txt                              own text; also folder/, rows.jsonl:text, hub:org/name",
     "modernllm evaluate MODEL --data other.txt --split all               all of an own text, not the part that is held out",
@@ -208,18 +209,18 @@ MODEL = click.argument("model", type=click.Path(exists=True, file_okay=False))
 @click.option("--convention", type=click.Choice(["card", "lm-eval"]), default="card", show_default=True,
               help="card: one stream, every quotient. lm-eval: each document alone, as lm-evaluation-harness reads it.")
 def evaluate(model, data, split, context, stride, batch_size, convention):
-    "Print the perplexity card of a saved model: each quotient with what it was divided by."
+    "Print the perplexity card of a saved or pretrained model: each quotient with what it was divided by."
     from modernllm.cli.recipe import read_recipe, read_record
     from modernllm.core.config import check_name
     from modernllm.data.catalogue import resolve
-    from modernllm.models.pretrained import model_folder
+    from modernllm.models.pretrained import find_pretrained
     from modernllm.models.sources import load_pretrained
     source = resolve(data) if data else None
     if source:
         check_name(f"split of {data}", split, source.splits)
-    loaded, tokenizer = load_pretrained(model)
-    folder = model_folder(model)
-    recipe = read_recipe(folder)
+    weights = find_pretrained(model)
+    loaded, tokenizer = load_pretrained(weights)
+    recipe = read_recipe(weights.folder)
     from modernllm.data.corpus import documents, token_split
     from modernllm.data.sources import load
     from modernllm.evaluation.perplexity import perplexity_card
@@ -227,7 +228,7 @@ def evaluate(model, data, split, context, stride, batch_size, convention):
     trained_on = recipe.get("data", "embedded_docs")
     source = source or resolve(trained_on)
     limit = recipe.get("limit_documents") if source.name == trained_on else None
-    before = read_record(folder).get("contents", {}).get("data") if source.name == trained_on else None
+    before = read_record(weights.folder).get("contents", {}).get("data") if source.name == trained_on else None
     if before and source.files and source.files.sha256 != before:
         click.echo(f"note: {trained_on} has changed since the training: the model may have seen what is held out now", err=True)
     context = context or loaded.config.max_position_embeddings
@@ -246,6 +247,7 @@ def evaluate(model, data, split, context, stride, batch_size, convention):
 # %% ../../nbs/70_cli/train.ipynb #9eacf697
 @click.command(epilog=examples(
     "modernllm generate runs/train/1a2b3c4d 'The function returns'",
+    "modernllm generate smollm2-135m 'Once upon a time'                a pretrained model, see `modernllm models list`",
     "modernllm generate MODEL 'Once upon a time' --temperature 0       the most likely token each time",
     "modernllm generate MODEL 'def' 'class' --top-p 0.9 --seed 1",
 ))

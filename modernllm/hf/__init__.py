@@ -3,6 +3,11 @@
 from modernllm import lazily
 
 _EXPORTS = {
+    "LoraSettings": "adapters",
+    "add_lora": "adapters",
+    "load_adapter": "adapters",
+    "merge": "adapters",
+    "save_adapter": "adapters",
     "TEMPLATES": "templates",
     "Template": "templates",
     "classify": "prompting",
