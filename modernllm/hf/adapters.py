@@ -12,7 +12,8 @@ from pathlib import Path
 from pydantic import Field
 from torch import nn
 
-from ..core.config import Config, InputError, atomic_write
+from ..core.config import Config, InputError
+from ..core.project import atomic_write
 from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import load_pretrained
 
