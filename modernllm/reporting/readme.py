@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ..core.config import InputError, atomic_write, did_you_mean, settings
 from ..workflow.plan import load_plan, studies
-from .results import published
+from .current import published
 from .text import prose
 from .variables import collect, flatten, key
 
