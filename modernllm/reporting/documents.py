@@ -99,8 +99,10 @@ def up_to_date(
     known: dict[str, Row],  # from `states`
 ) -> bool:
     "Whether a document is there and was made from what is there now."
-    stamp = _stamped(what, profile)
-    return bool(stamp) and stamp["made"] == _made(what, profile) and stamp["from"] == _made_from(profile, tool, known)
+    stamp, staged = _stamped(what, profile), settings().build(profile) / f"{what}-source"  # where Quarto may be called by hand
+    if not stamp or not staged.is_dir() or stamp["made"] != _made(what, profile):
+        return False
+    return stamp["from"] == _made_from(profile, tool, known)
 
 # %% ../../nbs/60_reporting/documents.ipynb #d0c0e00b
 def render(

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -50,7 +51,11 @@ def remove_stamp(report):
     (settings().build("smoke") / ".paper.made").write_text("0" * 64)
 
 
-CHANGES = change_section, change_record, remove_record, change_figure, conclude, remove_output, remove_stamp
+def remove_staged(report):
+    shutil.rmtree(settings().build("smoke") / "paper-source")
+
+
+CHANGES = change_section, change_record, remove_record, change_figure, conclude, remove_output, remove_stamp, remove_staged
 
 
 def test_each_change_makes_the_document_again(smoke, quarto):
