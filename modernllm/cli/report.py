@@ -32,22 +32,21 @@ def build(what, profile, renderer):
     "Render paper and slides from the published records, say where they are and print the headline table."
     from modernllm.core.config import PROFILES, check_name
     check_name("profile", profile, PROFILES)
+    from modernllm.reporting.current import stale, states
+    from modernllm.reporting.documents import choose, headline_table, render, up_to_date
     from modernllm.workflow import batch
-    from modernllm.reporting import tables
-    from modernllm.reporting.check import refuse_typed, stale
-    from modernllm.reporting.render import choose, render
-    from modernllm.reporting.results import states
-    choose(renderer)
     names = ["paper", "slides"] if what == "all" else [what]
-    refuse_typed(names)
+    tool, known = choose(renderer)[1], states(profile)
+    if changed := [name for name in names if not up_to_date(name, profile, tool, known)]:
+        from modernllm.reporting.check import refuse_typed
+        refuse_typed(changed)
     batch.run_studies(None, profile, summaries_only=True, say=lambda line: None)
-    known = states(profile)
     for line in stale(profile, known):
         click.echo(f"stale: {line}", err=True)
     for name in names:
         for file in render(name, profile, renderer, known=known):
             click.echo(file)
-    click.echo(f"\n{tables.headline(profile)}")
+    click.echo(f"\n{headline_table(profile)}", nl=False)
 
 # %% ../../nbs/70_cli/report.ipynb #1d70db2a
 @report.command(epilog=examples("modernllm report check --profile cpu"))

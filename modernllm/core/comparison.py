@@ -11,8 +11,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mpmath import betainc
-
 from .config import InputError
 
 # %% ../../nbs/00_core/comparison.ipynb #5e0c4488
@@ -21,6 +19,8 @@ def t_tails(
     df: float,  # degrees of freedom, not always whole
 ) -> float:
     "Two-sided p-value of Student's t."
+    from mpmath import betainc  # a third of a second, which a command that compares nothing need not wait for
+
     if t * t < df:  # where df / (df + t²) would lose the digits of t
         return float(1 - betainc(0.5, df / 2, 0, t * t / (df + t * t), regularized=True))
     return float(betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True))

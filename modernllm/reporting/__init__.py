@@ -4,7 +4,7 @@ from modernllm import lazily
 
 # public name: module of this package that defines it
 _EXPORTS = {
-    "published": "results",
+    "published": "current",
     "frame": "results",
     "summarise": "results",
     "leader": "results",

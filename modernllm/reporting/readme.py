@@ -14,7 +14,7 @@ from urllib.parse import quote
 from ..core.config import InputError, did_you_mean
 from ..core.project import atomic_write, settings
 from ..workflow.plan import load_plan, studies
-from .results import published
+from .current import published
 from .text import prose
 from .variables import collect, flatten, key
 

@@ -18,7 +18,8 @@ from ..core.project import atomic_write, settings
 from ..workflow.graph import Row
 from ..workflow.plan import load_plan, studies
 from . import tables, variables
-from .results import published, rows, since, states, summarise
+from .current import published, since, states
+from .results import rows, summarise
 from .text import code, escape, shown
 
 # %% ../../nbs/60_reporting/staging.ipynb #4ecd817c

@@ -18,7 +18,8 @@ from ..workflow.expand import expand, variants
 from ..workflow.plan import load_plan, studies
 from ..core.records import Record
 from .figures import SMOKE_NOTE, by_variant
-from .results import conclusion, leader, published, rows, short_commit, summarise
+from .current import published
+from .results import conclusion, leader, rows, short_commit, summarise
 from .text import escape, number, plain, prose, share, spread
 
 # %% ../../nbs/60_reporting/variables.ipynb #7f984214

@@ -10,7 +10,8 @@ from modernllm.core.project import settings
 from modernllm.workflow.equivalence import Equivalence, save_equivalence
 from modernllm.core.provenance import notebook_hash, source_hash
 from modernllm.core.records import Record, publish
-from modernllm.reporting.check import bibliography_keys, check, problems, results_part, stale, typed_numbers
+from modernllm.reporting.check import bibliography_keys, check, problems, results_part, typed_numbers
+from modernllm.reporting.current import stale
 from modernllm.reporting.results import example_records
 from modernllm.reporting.staging import study_tables
 from modernllm.reporting.variables import collect, flatten

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from modernllm.core.config import InputError, RunFailed
-from modernllm.reporting.render import pandoc, render
+from modernllm.reporting.documents import render
+from modernllm.reporting.render import pandoc
 from modernllm.reporting.results import example_records
 from modernllm.reporting.staging import fill, sources, stage, staged_text
 from modernllm.reporting.tables import save

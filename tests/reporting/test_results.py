@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modernllm.core.records import Record, publish
-from modernllm.reporting.results import example_records, frame, leader, published, rows, short_commit, summarise, to_csv, write
+from modernllm.reporting.current import published
+from modernllm.reporting.results import example_records, frame, leader, rows, short_commit, summarise, to_csv, write
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6)
 

@@ -12,7 +12,7 @@ from modernllm.core.records import Record, publish
 from modernllm.reporting import readme
 from modernllm.reporting.figures import boxed_signs, drawn, loss_curves, save
 from modernllm.reporting.glyphs import glyph_warning, missing_glyphs
-from modernllm.reporting.render import render
+from modernllm.reporting.documents import render
 from modernllm.reporting.results import conclude, example_records, rows, summarise
 from modernllm.reporting.staging import fill, stage, staged_text, study_tables
 from modernllm.reporting.tables import metrics_table, settings_table, terminal
