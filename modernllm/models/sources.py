@@ -74,6 +74,7 @@ def load_pretrained(
     "A model, float32 and ready to evaluate, with its tokenizer."
     check_name("kind of model", kind, KINDS)
     weights = name if isinstance(name, Weights) else find_pretrained(str(name))
+    name = weights.folder if weights.source == "folder" else weights.name
     import transformers
     from transformers.utils import logging
 

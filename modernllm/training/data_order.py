@@ -52,6 +52,8 @@ class DataOrder:
         self.skips: list[list[int]] = []  # [first, last] positions skipped by rollbacks
         self.last: tuple | None = None  # index and contents of the batch read last
 
+    __iter__ = None  # a pure function of the index, without an end
+
     def __getitem__(self, index: int):
         return self.batches[index % self.period if self.period else index]
 
