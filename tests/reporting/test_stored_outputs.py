@@ -22,27 +22,6 @@ LONGER = {  # notebook: lines of its longest cell, until it is split
     "00_core/records.ipynb": 102,
     "00_core/runs.ipynb": 212,
     "00_core/telemetry.ipynb": 92,
-    "10_data/catalogue.ipynb": 117,
-    "10_data/corpus.ipynb": 81,
-    "10_data/sources.ipynb": 70,
-    "10_data/tasks.ipynb": 79,
-    "10_data/text_files.ipynb": 92,
-    "10_data/tokenizers.ipynb": 80,
-    "30_training/batch_find.ipynb": 79,
-    "30_training/config.ipynb": 64,
-    "30_training/muon.ipynb": 63,
-    "30_training/trainer.ipynb": 238,
-    "46_benchmarking/bench.ipynb": 66,
-    "46_benchmarking/peers.ipynb": 65,
-    "46_benchmarking/timing.ipynb": 79,
-    "52_synthetic/benchmark.ipynb": 70,
-    "52_synthetic/exactness.ipynb": 81,
-    "52_synthetic/language.ipynb": 143,
-    "52_synthetic/layout.ipynb": 94,
-    "52_synthetic/library.ipynb": 159,
-    "52_synthetic/program.ipynb": 123,
-    "52_synthetic/running.ipynb": 67,
-    "52_synthetic/weights.ipynb": 254,
     "58_workflow/batch.ipynb": 96,
     "58_workflow/code_versions.ipynb": 79,
     "58_workflow/equivalence.ipynb": 89,
@@ -50,11 +29,7 @@ LONGER = {  # notebook: lines of its longest cell, until it is split
     "58_workflow/graph.ipynb": 119,
     "58_workflow/plan.ipynb": 85,
     "58_workflow/staleness.ipynb": 68,
-    "60_reporting/staging.ipynb": 135,
-    "70_cli/recipe.ipynb": 108,
-    "70_cli/runs.ipynb": 102,
 }
-WITH_BARS = {"10_data/manifest.ipynb", "10_data/spans.ipynb", "45_experiments/finetuning.ipynb"}  # until they are executed again
 VARIES = re.compile(r"/tmp/|/root/|/home/|/var/|site-packages|\b0x[0-9a-f]{6,}|\d\d:\d\d[<:]\d\d|\d{4}-\d\d-\d\dT\d\d")
 
 
@@ -89,7 +64,7 @@ def test_stored_outputs_hold_nothing_of_the_machine():
 def test_no_progress_bars_are_stored():
     found = {str(path.relative_to(ROOT / "nbs")) for path in LIBRARY for c in notebook(path).cells
              if any("\r" in output.get("text", "") for output in c.get("outputs", []))}
-    assert found <= WITH_BARS
+    assert not found
 
 
 def test_stored_pictures_are_small():
