@@ -70,7 +70,7 @@ class RunFolder:
         started = f"{datetime.fromtimestamp(self.started):%Y-%m-%d %H:%M}"
         return self.name, started, f"{steps:,} steps", loss, self.status, str(reads)
 
-
+# %% ../../nbs/70_cli/runs.ipynb #624bb1d8
 def read_run(
     folder: str | Path,
 ) -> RunFolder:

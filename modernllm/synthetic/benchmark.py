@@ -88,7 +88,7 @@ class TaskBatches:
         rows = [_row(self.task, rng, self.pool) for _ in range(self.batch_size)]
         return collate(*zip(*rows), PAD)
 
-
+# %% ../../nbs/52_synthetic/benchmark.ipynb #d617ab2e
 def task_pairs(
     task: Task,
     n: int,

@@ -7,7 +7,7 @@ __all__ = ['UNKEPT_WINDOWS', 'Step', 'Said', 'Fetch', 'FromEnd']
 
 # %% ../../nbs/52_synthetic/decoder_ops.ipynb #74bd5df9
 from ..core.config import InputError
-from .attention_ops import Window
+from .selections import Window
 from .expressions import PAD, Needs, Number, Pattern, Symbol, as_flag, operation
 
 UNKEPT_WINDOWS = 4  # logit taken from a position whose flag is 0, in windows: more than the lead of a match, which is below 2
@@ -92,7 +92,7 @@ class Fetch(Symbol):
         flags = "".join(f" and their {name(flag)}" for flag in self.flags)
         return f"fetch {name(self.value)} where their {name(self.key)} = {name(self.query)}{flags}"
 
-
+# %% ../../nbs/52_synthetic/decoder_ops.ipynb #48f49397
 @operation
 class FromEnd(Number):
     "In the decoder: the value that an encoder number has at the end row."

@@ -121,7 +121,7 @@ def draw_trace(
     }
     shown = [text if len(text) <= 48 else text[:47] + "…" for text in rows]
     with style():
-        figure, axis = plt.subplots(figsize=(PAGE * 0.75, 0.35 + 0.2 * len(rows)))
+        figure, axis = plt.subplots(figsize=(PAGE * 0.75, 1.2 + 0.2 * len(rows)))
         sns.heatmap(list(rows.values()), annot=True, fmt="d", cmap="Blues", cbar=False, linewidths=1, ax=axis,
                     annot_kws={"size": 7}, yticklabels=shown, xticklabels=[*ids, "EOS"])  # fmt: skip
         axis.tick_params(length=0)

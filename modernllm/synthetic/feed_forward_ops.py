@@ -196,7 +196,7 @@ class Choose(Number):
     def show(self, name):
         return " | ".join(f"{name(number)} if {name(flag)}" for flag, number in self.pairs)
 
-
+# %% ../../nbs/52_synthetic/feed_forward_ops.ipynb #98250e21
 @operation
 class Where(Symbol):
     "The first symbol where the flag is 1, else the second."

@@ -9,11 +9,12 @@ __all__ = ['EOS', 'PAD', 'UNK', 'WINDOWS', 'OPERATIONS', 'Expr', 'Number', 'Symb
            'FromEnd']
 
 # %% ../../nbs/52_synthetic/language.ipynb #d62833a7
-from .attention_ops import WINDOWS, Count, GatherNumber, GatherSymbol, Select, count, gather, select
+from .attention_ops import Count, GatherNumber, GatherSymbol, count, gather
 from .decoder_ops import Fetch, FromEnd, Said, Step
 from .embedding_ops import End, Lookup, TokenIn, Tokens, end, lookup, token_in, tokens
 from .expressions import EOS, OPERATIONS, PAD, UNK, Expr, Linear, Number, Symbol, linear
 from .feed_forward_ops import Choose, Table, Where, Write, table
+from .selections import WINDOWS, Select, select
 
 # %% ../../nbs/52_synthetic/language.ipynb #7eb86f52
 _all_ = [

@@ -88,7 +88,7 @@ class Placement:
             return forward.DenseReluDense
         return cross[0].EncDecAttention if self.part == "cross" else attention.SelfAttention
 
-
+# %% ../../nbs/52_synthetic/layout.ipynb #9ad83060
 @dataclass
 class Plan:
     "Subspaces, heads, units and layers of a program."
@@ -216,7 +216,7 @@ def place_operation(node: Expr, needs: Needs, after: int, plan: Plan, stack: Sta
         place.part = f"{node.side}-ff"
     return place
 
-
+# %% ../../nbs/52_synthetic/layout.ipynb #5ac26494
 def empty_plan(program, config: T5Config, length: int) -> Plan:
     "A plan with the codes and the subspaces that are always there."
     nodes, room = program.nodes(), config.d_kv - HEAD_CONSTANTS
@@ -245,7 +245,7 @@ def check_plan(plan: Plan, config: T5Config) -> None:
     check(plan.layers["encoder"], config.num_layers, "encoder layers", "num_layers")
     check(plan.layers["decoder"], config.num_decoder_layers, "decoder layers", "num_decoder_layers")
 
-
+# %% ../../nbs/52_synthetic/layout.ipynb #870f4e4e
 def make_plan(
     program,  # a `Program`
     config: T5Config,

@@ -75,7 +75,7 @@ def _deduplicate(s):
     counted, _ = _rows(s)
     return _kept(s, "deduplicate", counted("shift", shift=-1, same=(tokens, tokens)).equals(0))
 
-
+# %% ../../nbs/52_synthetic/library.ipynb #103d075c
 def _reverse(s):
     counted, _ = _rows(s)
     return Program("reverse", tokens, rank=counted("future"), keep=s.only)

@@ -75,7 +75,7 @@ class Program:
         name = lambda e: names.get(e) or e.show(name)
         return node.show(name)
 
-
+# %% ../../nbs/52_synthetic/program.ipynb #7ed29617
 def listing(program: Program) -> str:
     "Listing of the program, one operation per line."
     named = {node: name for node, name in program.names().items() if node.inputs}

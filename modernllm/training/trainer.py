@@ -100,9 +100,6 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *values)
 
-    def _is_due(self, every: int) -> bool:
-        return bool(every) and self.step % every == 0
-
 # %% ../../nbs/30_training/trainer.ipynb #a5c7d367
 @patch
 def train_step(self: Trainer) -> None:
@@ -144,6 +141,11 @@ def _fail(self: Trainer, step: StepLosses, what: str) -> None:
     rest = f"; the last good checkpoint is of step {kept[-1]}" if kept else ""
     self.log.event("stop", step=step.number, reason="failed")
     raise RunFailed(f"{what} at step {step.number}, batch {where}{rest}")
+
+
+@patch
+def _is_due(self: Trainer, every: int) -> bool:
+    return bool(every) and self.step % every == 0
 
 # %% ../../nbs/30_training/trainer.ipynb #3d30f0cf
 @patch

@@ -16,33 +16,6 @@ import notebooks
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = sorted(path for path in (ROOT / "nbs").glob("*/*.ipynb") if path.parent.name != "studies")
 MOST_LINES, MOST_CELLS = 60, 42
-LONGER = {  # notebook: lines of its longest cell, until it is split
-    "10_data/catalogue.ipynb": 117,
-    "10_data/corpus.ipynb": 81,
-    "10_data/sources.ipynb": 70,
-    "10_data/tasks.ipynb": 79,
-    "10_data/text_files.ipynb": 92,
-    "10_data/tokenizers.ipynb": 80,
-    "30_training/batch_find.ipynb": 79,
-    "30_training/config.ipynb": 64,
-    "30_training/muon.ipynb": 63,
-    "30_training/trainer.ipynb": 238,
-    "46_benchmarking/bench.ipynb": 66,
-    "46_benchmarking/peers.ipynb": 65,
-    "46_benchmarking/timing.ipynb": 79,
-    "52_synthetic/benchmark.ipynb": 70,
-    "52_synthetic/exactness.ipynb": 81,
-    "52_synthetic/language.ipynb": 143,
-    "52_synthetic/layout.ipynb": 94,
-    "52_synthetic/library.ipynb": 159,
-    "52_synthetic/program.ipynb": 123,
-    "52_synthetic/running.ipynb": 67,
-    "52_synthetic/weights.ipynb": 254,
-    "60_reporting/staging.ipynb": 135,
-    "70_cli/recipe.ipynb": 108,
-    "70_cli/runs.ipynb": 102,
-}
-WITH_BARS = {"10_data/manifest.ipynb", "10_data/spans.ipynb", "45_experiments/finetuning.ipynb"}  # until they are executed again
 VARIES = re.compile(r"/tmp/|/root/|/home/|/var/|site-packages|\b0x[0-9a-f]{6,}|\d\d:\d\d[<:]\d\d|\d{4}-\d\d-\d\dT\d\d")
 
 
@@ -62,7 +35,7 @@ def test_cells_and_notebooks_are_short():
     lines = {path: max((len(c.source.splitlines()) for c in notebook(path).cells if c.cell_type == "code"), default=0)
              for path in LIBRARY}
     long = {str(path.relative_to(ROOT / "nbs")): n for path, n in lines.items() if n > MOST_LINES}
-    assert not {name: n for name, n in long.items() if n > LONGER.get(name, 0)}
+    assert not long
     assert not [path.name for path in LIBRARY if len(notebook(path).cells) > MOST_CELLS]
 
 
@@ -77,7 +50,7 @@ def test_stored_outputs_hold_nothing_of_the_machine():
 def test_no_progress_bars_are_stored():
     found = {str(path.relative_to(ROOT / "nbs")) for path in LIBRARY for c in notebook(path).cells
              if any("\r" in output.get("text", "") for output in c.get("outputs", []))}
-    assert found <= WITH_BARS
+    assert not found
 
 
 def test_stored_pictures_are_small():

@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from modernllm.core.config import InputError
 from modernllm.synthetic import decoder_ops
-from modernllm.synthetic.attention_ops import BEST_STEP
+from modernllm.synthetic.selections import BEST_STEP
 from modernllm.synthetic.codes import choose_code
 from modernllm.synthetic.compiler import compile_t5
 from modernllm.synthetic.exactness import teacher_forced_exactness
