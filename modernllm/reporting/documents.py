@@ -59,7 +59,7 @@ def _files(
     return {f"{name}/{path.relative_to(folder).as_posix()}": file_sha256(path)
             for name, (folder, paths) in folders.items() for path in paths}
 
-
+# %% ../../nbs/60_reporting/documents.ipynb #e933eb26
 def _outputs(
     what: str,
     profile: str,
