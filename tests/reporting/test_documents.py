@@ -91,10 +91,9 @@ def test_what_changes_during_a_build_is_made_at_the_next(smoke, quarto, monkeypa
         change_section(smoke)
         return out
 
-    monkeypatch.setattr(rendering, "make", make)
-    assert build() == "paper: made"
-    monkeypatch.undo()
-    quarto()
+    with monkeypatch.context() as patch:
+        patch.setattr(rendering, "make", make)
+        assert build() == "paper: made"
     assert build() == "paper: made" and build() == "paper: up to date"
 
 

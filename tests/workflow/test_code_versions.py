@@ -8,7 +8,7 @@ from functools import lru_cache
 import pytest
 from test_graph import BASE, lab  # noqa: F401
 
-from modernllm.core import provenance
+from modernllm.core import installation
 from modernllm.workflow import code_versions
 from modernllm.workflow.code_versions import compare_code
 from modernllm.core.config import InputError, RunFailed
@@ -23,7 +23,7 @@ def repository(lab, monkeypatch, tmp_path_factory):  # noqa: F811
         ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words], cwd=lab.folder, check=True, capture_output=True, text=True
     ).stdout.strip()
     lab.commit = lambda: (lab.git("add", "-A"), lab.git("commit", "-qm", "step"), lab.git("rev-parse", "HEAD"))[-1]
-    monkeypatch.setattr("modernllm.core.runs.git_state", provenance.git_state)
+    monkeypatch.setattr("modernllm.core.runs.git_state", installation.git_state)
     smoke = lru_cache(lambda study, commit: in_a_checkout(lab, monkeypatch, study, commit))
     monkeypatch.setattr(code_versions, "smoke_results", lambda study, commit, jobs, say: smoke(study, commit))
     kept = tmp_path_factory.getbasetemp() / "repository"
