@@ -52,6 +52,12 @@ class Equivalence(Config):
     python: str
     date: str
 
+    @property
+    def same_results(self) -> bool:
+        "Whether metrics, curves and weights are equal, and what differs are files beside the weights of a saved model."
+        beside = r" artifact \S*(chat_template\.jinja|(tokenizer|tokenizer_config|config|generation_config)\.json)( |$)"
+        return all(re.search(beside, difference.name) for difference in self.differences)
+
     def says(self) -> str:
         "The outcome in one line."
         compared = f"{self.runs} runs, {self.metrics} metrics, {self.curve_points} curve points, {self.artifacts} artifacts"

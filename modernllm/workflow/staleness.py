@@ -152,7 +152,7 @@ def changes(
             names = sorted(name for name in code.keys() | ran["code"].keys() if code.get(name) != ran["code"].get(name))
             whole = [name for name, *pair in zip(("library", "run.ipynb"), _hashes(before), _hashes(now)) if pair[0] != pair[1]]
             found.append(("changed code", ", ".join(names if ran["code"] else whole)))
-        elif compared.differences:
+        elif not compared.same_results:
             found.append(("differs", compared.reason))
     for name in sorted(now["data"].keys() | before["data"].keys()):
         known = name in hints and name in ran["hints"]

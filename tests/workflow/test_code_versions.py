@@ -10,6 +10,7 @@ from test_graph import BASE, lab  # noqa: F401
 
 from modernllm.core import installation
 from modernllm.workflow import code_versions
+from modernllm.workflow.equivalence import Difference, Equivalence
 from modernllm.workflow.code_versions import compare_code
 from modernllm.core.config import InputError, RunFailed
 from modernllm.workflow.equivalence import artifact_values, equivalence_path, is_measured, load_equivalences
@@ -159,3 +160,17 @@ def test_a_share_of_a_measured_rate_is_a_measurement_and_other_shares_are_not():
     assert [name for name, unit in units.items() if is_measured(name, unit, units)] == list(units)[:2]
     assert not is_measured("train_x_share_of_own_products", "share", {})
     assert is_measured("mfu", "share", {}) and is_measured("train_speed", "ratio", {})
+
+
+@pytest.mark.parametrize("name, same", [
+    ("model/chat_template.jinja", True), ("model/tokenizer.json added_tokens", True), ("model/config.json use_cache", True),
+    ("model/model.safetensors", False), ("answers.jsonl", False), ("model/config.json.bak", False),
+])
+def test_files_beside_equal_weights_are_no_other_result(name, same):
+    code = {"commit": "1" * 40, "source_hash": "0" * 64, "notebook_hash": None}
+    counts = {"runs": 1, "metrics": 1, "curve_points": 0, "artifacts": 1}
+    facts = {"study": "tiny", "then": code, "now": code, "set_aside": [], "packages": {}, "python": "3.11", "date": "2026-01-01"}
+    entry = Equivalence.make({**facts, **counts, "differences": [{"name": f"a/s0 artifact {name}", "then": 1, "now": 2}]})
+    metric = Difference(name="a/s0 metric loss", then=1, now=2)
+    assert entry.same_results is same
+    assert not entry.model_copy(update={"differences": [*entry.differences, metric]}).same_results
