@@ -230,7 +230,7 @@ def evaluate(model, data, split, context, stride, batch_size, convention):
     limit = recipe.get("limit_documents") if source.name == trained_on else None
     before = read_record(weights.folder).get("contents", {}).get("data") if source.name == trained_on else None
     if before and source.files and source.files.sha256 != before:
-        click.echo(f"note: {trained_on} has changed since the training: the model may have seen what is held out now", err=True)
+        click.echo(f"note: {trained_on} has changed since it was trained: the model may have seen what is held out now", err=True)
     context = context or loaded.config.max_position_embeddings
     if convention == "lm-eval":
         if stride:

@@ -86,7 +86,7 @@ def parse_bytes(
 ))
 @SETTINGS
 @CONFIG
-@click.option("--memory", help="What the process (on a GPU: the training) may hold, such as 4GB.  [default: what is free]")
+@click.option("--memory", help="What the process (on a GPU: the training run) may hold, such as 4GB.  [default: what is free]")
 @click.option("--most", default=256, show_default=True, type=click.IntRange(1), help="Try no larger batch than this.")
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(2), help="Steps of each size.")
 def batch_find(assignments, config, memory, most, steps):
