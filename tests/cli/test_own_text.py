@@ -120,7 +120,7 @@ def test_a_changed_text_is_another_run(place, tmp_path, capsys, monkeypatch):
     shutil.copytree(place / "first", tmp_path / "copy")
     assert "data=my.txt has changed" in refused(capsys, "train", *TINY, "data=my.txt", "--out", "copy")
     assert main(["evaluate", "copy"]) == 0
-    assert "my.txt has changed since the training" in capsys.readouterr().err
+    assert "my.txt has changed since it was trained" in capsys.readouterr().err
 
 
 def test_killed_and_continued_on_own_text(here, root, tmp_path):
