@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..core.config import InputError
 from ..core.evaluation_mode import evaluation_mode
+from ..data.encoding import IGNORE, collate
 from .intervals import wilson
 from ..models.output_head import token_logprobs
 
@@ -77,15 +78,9 @@ def continuation_logprobs(
 
 def _batch(rows: list[tuple[list[int], int]], device) -> dict:
     "Inputs, next tokens, which of them are scored, and the mask of real tokens; (rows, longest)."
-    shape = len(rows), max(len(ids) for ids, _ in rows) - 1
-    inputs, targets, mask = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-    scored = torch.zeros(shape, dtype=torch.bool)
-    for line, (ids, own) in enumerate(rows):
-        n = len(ids) - 1
-        inputs[line, :n], targets[line, :n] = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
-        mask[line, :n], scored[line, n - own : n] = 1, True
-    batch = {"inputs": inputs, "targets": targets, "scored": scored, "attention_mask": mask}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    labels = [[IGNORE] * (len(ids) - 1 - own) + ids[len(ids) - own :] for ids, own in rows]
+    batch = {name: tensor.to(device) for name, tensor in collate([ids[:-1] for ids, _ in rows], labels, 0, "targets").items()}
+    return {"inputs": batch.pop("input_ids"), "scored": batch["targets"] != IGNORE, **batch}
 
 # %% ../../nbs/40_evaluation/choices.ipynb #3c207116
 @dataclass(frozen=True)

