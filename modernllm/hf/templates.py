@@ -9,7 +9,7 @@ __all__ = ['TEMPLATES', 'Template', 'write_prompt', 'fit_prompt']
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.config import InputError
+from ..core.config import InputError, check_name
 
 # %% ../../nbs/51_hf/templates.ipynb #ea78a222
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class Template:
     wanted: str  # column of the answer
     names: tuple[str, str]  # of input and answer in the plain form, such as ("Review", "Sentiment")
     label_words: tuple[str, ...] = ()  # by label id, for classification
+    form: str = "auto"  # or "chat" or "plain"; auto: chat where the tokenizer has a chat template
+
+    def __post_init__(self):
+        check_name("form", self.form, ("auto", "chat", "plain"))
 
     def input(self, row: dict) -> str:
         "The input of a row."
@@ -38,7 +42,8 @@ class Template:
         "The row as a chat that waits for the assistant, after the shots as earlier turns."
         turns = []
         for shot in (*shots, row):
-            turns.append({"role": "user", "content": f"{self.instruction}\n\n{self.input(shot)}"})
+            asked = "\n\n".join(filter(None, [self.instruction, self.input(shot)]))
+            turns.append({"role": "user", "content": asked})
             if shot is not row:
                 turns.append({"role": "assistant", "content": self.answer(shot)})
         return turns
@@ -47,6 +52,10 @@ class Template:
         "The row as lines of text that wait for the answer, after the shots."
         before = [f"{self.names[0]}: {self.input(shot)}\n{self.names[1]}: {self.answer(shot)}\n\n" for shot in shots]
         return f"{''.join(before)}{self.names[0]}: {self.input(row)}\n{self.names[1]}:"
+
+    def source(self, row: dict, shots: Sequence[dict] = ()) -> str:
+        "What an encoder-decoder model reads: the instruction, and the plain form."
+        return "\n\n".join(filter(None, [self.instruction, self.plain(row, shots)]))
 
 # %% ../../nbs/51_hf/templates.ipynb #26715ee4
 TEMPLATES = {
@@ -65,6 +74,13 @@ TEMPLATES = {
 }
 
 # %% ../../nbs/51_hf/templates.ipynb #0227f8a0
+def _without_control_tokens(tokenizer, text: str) -> str:
+    "The text with a zero-width space in each control token that it spells out, which then is text."
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, f"{token[0]}\u200b{token[1:]}") if len(token) > 1 else text
+    return text
+
+
 def write_prompt(
     tokenizer,
     template: Template,
@@ -72,7 +88,12 @@ def write_prompt(
     shots: Sequence[dict] = (),
 ) -> tuple[str, str]:  # the prompt, and what stands between it and the answer
     "The prompt of a row, as text."
-    if tokenizer.chat_template:
+    safe = [{name: _without_control_tokens(tokenizer, value) if isinstance(value, str) else value for name, value in one.items()}
+            for one in (row, *shots)]
+    row, shots = safe[0], safe[1:]
+    if template.form == "chat" and not tokenizer.chat_template:
+        raise InputError(f"form is 'chat', but tokenizer {type(tokenizer).__name__} has no chat template; allowed: plain")
+    if tokenizer.chat_template and template.form != "plain":
         chat = template.messages(row, shots)
         return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True), ""
     return template.plain(row, shots), " "
