@@ -184,15 +184,24 @@ def _shifted(ids: list[int], learnt: Sequence[int | bool], max_length: int) -> t
     return (ids[:-1], targets) if len(ids) <= max_length and set(targets) - {IGNORE} else None
 
 
-def _answered(tokenizer, origin: SplitOrigin, prompts: list[list[int]], answers: Sequence[str], *, max_length: int, ended: bool = True,
-              **settings) -> EncodedRows:
+def _answered(
+    tokenizer,
+    origin: SplitOrigin,
+    prompts: list[list[int]],
+    answers: Sequence[str],
+    *,
+    max_length: int,
+    ended: bool = True,
+    **settings,  # that the rows depend on
+) -> EncodedRows:
     "Rows of a prompt's ids and an answer, with a loss on the answer and its end only."
     end = (text_frame(tokenizer)[1] or [end_id(tokenizer)]) if ended else []
     rows = []
     for prompt, answer in zip(prompts, encode_documents(tokenizer, list(answers))):
         ids = prompt + answer + end
         rows.append(_shifted(ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt)), max_length) if answer else None)
-    return _rows(tokenizer, origin, rows, "targets", f"at most {max_length} tokens and an answer", max_length=max_length, **settings)
+    limits = f"at most {max_length} tokens and an answer"
+    return _rows(tokenizer, origin, rows, "targets", limits, max_length=max_length, ended=ended, **settings)
 
 
 def encode_causal(

@@ -97,7 +97,8 @@ def read_tasks(
 def _stand_in_model(folder: Path, wanted: str) -> Weights:
     "A small causal model, trained for a second on embedded text."
     corpus = load_corpus("embedded_docs", 1024, limit_documents=60)
-    model = new_decoder(corpus, context=512, seed=0, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    model = new_decoder(corpus, context=512, seed=0, **shape)
     batches = LMBatches(corpus.train, block_size=64, batch_size=8)
     Trainer(model, LanguageModelling(), batches, TrainConfig(max_steps=20), callbacks=[]).fit()
     save_model(folder, model, corpus.tokenizer)

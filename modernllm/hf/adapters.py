@@ -51,7 +51,7 @@ def target_names(
     sets = {"attention": [n for n in there if n in _ATTENTION], "all": [n for n in there if n not in _HEADS]}
     found = [name for target in targets for name in sets.get(target, [target])]
     if missing := [name for name in found or targets if name not in there]:
-        raise InputError(f"targets: the model has no linear layer '{missing[0]}' (it has: {', '.join(there)}; or attention, or all)")
+        raise InputError(f"targets: the model has no linear layer '{missing[0]}' (it has: {', '.join(there)}; or attention, all)")
     return sorted(set(found))
 
 

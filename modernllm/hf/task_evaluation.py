@@ -9,7 +9,7 @@ __all__ = ['model_kind', 'predict', 'TaskScores', 'score_predictions', 'evaluate
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -47,7 +47,8 @@ def _by_head(model, tokenizer, task: Task, rows: TaskRows) -> Classified:
     if len(encoded) != len(rows):
         raise InputError(f"{rows.name}, {rows.split}: {len(rows) - len(encoded)} rows have no text")
     probabilities = label_probabilities(model, encoded)
-    return Classified(probabilities.argmax(1).tolist(), probabilities.tolist(), sum(len(ids) == longest for ids in encoded.inputs))
+    cut = sum(len(ids) == longest for ids in encoded.inputs)
+    return Classified(probabilities.argmax(1).tolist(), probabilities.tolist(), cut)
 
 
 def _encoded_sources(tokenizer, task: Task, rows: TaskRows, shots, targets: Sequence[str]):
@@ -60,7 +61,8 @@ def _by_decoder(model, tokenizer, task: Task, rows: TaskRows, shots) -> Classifi
     if not task.labels:
         encoded = _encoded_sources(tokenizer, task, rows, shots, [task.template.answer(row) for row in rows.rows])
         said = greedy_answers(model, encoded.inputs, task.max_new_tokens, batch_size=16)
-        return Solved(tokenizer.batch_decode(said, skip_special_tokens=True), [len(ids) == task.max_new_tokens for ids in said], 0)
+        unfinished = [len(ids) == task.max_new_tokens for ids in said]
+        return Solved(tokenizer.batch_decode(said, skip_special_tokens=True), unfinished, 0)
     columns = [target_logprobs(model, _encoded_sources(tokenizer, task, rows, shots, [word] * len(rows))) for word in task.labels]
     probabilities = torch.tensor(columns, dtype=torch.float64).T.softmax(1)
     return Classified(probabilities.argmax(1).tolist(), probabilities.tolist(), 0)
@@ -79,7 +81,7 @@ def predict(
     "The model's label or text for each row."
     kind = model_kind(model)
     if kind == "classification" and (shots or not task.labels):
-        raise InputError(f"{task.name}: a classifier takes no shots and answers tasks with labels only; allowed: a language model")
+        raise InputError(f"{task.name}: a classifier takes no shots and tasks with labels only; allowed: a language model")
     if calibrate and (kind != "causal" or not task.labels):
         raise InputError(f"{task.name}: calibration is for causal models and tasks with labels")
     if kind == "classification":
@@ -88,7 +90,8 @@ def predict(
         return _by_decoder(model, tokenizer, task, rows, shots)
     if task.labels:
         return classify(model, tokenizer, task.template, rows.rows, shots=shots, calibrate=calibrate)
-    return solve(model, tokenizer, task.template, rows.rows, max_new_tokens=task.max_new_tokens, shots=shots, batch_size=batch_size)
+    settings = {"max_new_tokens": task.max_new_tokens, "batch_size": batch_size}
+    return solve(model, tokenizer, task.template, rows.rows, shots=shots, **settings)
 
 # %% ../../nbs/51_hf/task_evaluation.ipynb #ff6ec579
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ class TaskScores:
         folder = Path(folder)
         write_examples(folder / f"{self.task}.jsonl", self.examples)
         write_examples(folder / f"{self.task}.mistakes.jsonl", [e for e in self.examples if not e.right])
-        atomic_write(folder / f"{self.task}.json", json.dumps({"metrics": self.table().to_dict("records"), "cut": self.cut}, indent=1) + "\n")
+        found = {"metrics": self.table().to_dict("records"), "cut": self.cut}
+        atomic_write(folder / f"{self.task}.json", json.dumps(found, indent=1) + "\n")
 
 
 def _examples(task: Task, rows: TaskRows, found: Classified | Solved, items: dict) -> list[Example]:

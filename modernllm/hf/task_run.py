@@ -92,9 +92,10 @@ def record_scores(
     run.text(f"{rows.split}_items", [" ".join(f"{value:.4g}" for value in scores.items[best_metric])])
     if scores.task in RULES and not all(e.right for e in scores.examples):
         for row in count_categories(scores.task, scores.examples).to_dict("records"):
-            run.metric(f"errors_{row['category'].replace(' ', '_')}", row["errors"], unit="examples", **size)
+            name = row["category"].replace(" ", "_")
+            run.metric(f"errors_{name}", row["errors"], unit="examples", **size)
             mistakes = show_errors(scores.examples, row["category"], 10).to_dict("records")
-            run.text(f"mistakes_{row['category'].replace(' ', '_')}", [f"{m['input']} → {m['output']} ({m['reference']})" for m in mistakes])
+            run.text(f"mistakes_{name}", [f"{m['input']} → {m['output']} ({m['reference']})" for m in mistakes])
     scores.save(run.dir / "examples")
     run.artifact("examples", "examples")
 

@@ -105,9 +105,9 @@ def encode_task(
     if kind == "seq2seq":
         sources = [template.source(row) for row in rows.rows]
         return encode_seq2seq(tokenizer, rows, sources, answers, max_source_length=max_length, max_target_length=max_length)
-    prompts = [write_prompt(tokenizer, template, row) for row in rows.rows]
+    prompts, joints = zip(*(write_prompt(tokenizer, template, row) for row in rows.rows))
     # The end behind a label word is always the same and teaches nothing.
-    return encode_prompted(tokenizer, rows, [prompt for prompt, _ in prompts], [joint + a for (_, joint), a in zip(prompts, answers)],
+    return encode_prompted(tokenizer, rows, prompts, [joint + answer for joint, answer in zip(joints, answers)],
                            max_length=max_length, ended=not task.labels)
 
 # %% ../../nbs/51_hf/task_training.ipynb #47ed31ca
@@ -168,5 +168,6 @@ def finetune_task(
     encoded, held = (encode_task(tokenizer, task, rows, kind, length) for rows in (train, validation))
     batches = RowBatches(encoded, batch_size=tuning.batch_size, seed=config.seed)
     evaluate = evaluation(tokenizer, task, validation, held, tuning, config.precision)
-    tuned = finetune(model, _OBJECTIVES[kind](), batches, evaluate, config, callbacks=callbacks, folder=folder, telemetry=telemetry)
+    tuned = finetune(model, _OBJECTIVES[kind](), batches, evaluate, config, callbacks=callbacks, folder=folder,
+                     telemetry=telemetry)
     return tuned, encoded

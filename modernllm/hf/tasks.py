@@ -116,17 +116,18 @@ def own_task(
     if len(lines) < 10:
         raise InputError(f"{path}: holds {len(lines)} rows; needed: 10 or more, a tenth of them for validation")
     words = _labels_of(path, target, [(number, row[target]) for number, row in lines], labels)
-    rows = tuple({input: str(row[input]), target: words.index(str(row[target])) if words else str(row[target])} for _, row in lines)
+    rows = [{input: str(row[input]), target: str(row[target])} for _, row in lines]
+    rows = [{**row, target: words.index(row[target])} for row in rows] if words else rows
     template = Template(instruction, input, target, (input.capitalize(), target.capitalize()), words, form)
     kind = ("labels", "accuracy") if words else ("texts", "rougeL")
-    return Task(path.stem, str(path), template, *kind, passes=1.0 if words else 0.3, own=rows)
+    return Task(path.stem, str(path), template, *kind, passes=1.0 if words else 0.3, own=tuple(rows))
 
 
 def _own_rows(task: Task, split: str) -> TaskRows:
     held = numpy_rng("validation", task.name).permutation(len(task.own)) % 10 == 0
     rows = [row for row, out in zip(task.own, held) if out == (split == "validation")]
-    return TaskRows(project_name(task.source), split, source="own", generated=False, fingerprint=file_sha256(task.source), rows=rows,
-                    note=f"{sum(held):,} of {len(held):,} rows held out for validation")
+    return TaskRows(project_name(task.source), split, source="own", generated=False, fingerprint=file_sha256(task.source),
+                    note=f"{sum(held):,} of {len(held):,} rows held out for validation", rows=rows)
 
 # %% ../../nbs/51_hf/tasks.ipynb #384ae9c2
 def find_task(
