@@ -80,23 +80,24 @@ def record_scores(
     scores: TaskScores,
     rows: TaskRows,
     best_metric: str,  # whose score of each example is kept
+    name: str | None = None,  # before the names of the metrics; None: the split
 ) -> None:
     "Record metrics with intervals, the score of each example, categories of mistakes, and mistakes to read."
-    size = {"split": rows.split, "n_items": len(rows)}
+    size, name = {"split": rows.split, "n_items": len(rows)}, name or rows.split
     for row in scores.table().to_dict("records"):
-        run.metric(f"{rows.split}_{row['metric']}", row["value"], unit="share", better="higher", **size)
+        run.metric(f"{name}_{row['metric']}", row["value"], unit="share", better="higher", **size)
         if row["low"] == row["low"] and row["low"] is not None:
-            run.metric(f"{rows.split}_{row['metric']}_low", row["low"], unit="share", **size)
-            run.metric(f"{rows.split}_{row['metric']}_high", row["high"], unit="share", **size)
-    run.metric("prompts_cut", scores.cut, unit="prompts", **size)
-    run.text(f"{rows.split}_items", [" ".join(f"{value:.4g}" for value in scores.items[best_metric])])
+            run.metric(f"{name}_{row['metric']}_low", row["low"], unit="share", **size)
+            run.metric(f"{name}_{row['metric']}_high", row["high"], unit="share", **size)
+    run.metric(f"{name}_prompts_cut", scores.cut, unit="prompts", **size)
+    run.text(f"{name}_items", [" ".join(f"{value:.4g}" for value in scores.items[best_metric])])
     if scores.task in RULES and not all(e.right for e in scores.examples):
         for row in count_categories(scores.task, scores.examples).to_dict("records"):
-            name = row["category"].replace(" ", "_")
-            run.metric(f"errors_{name}", row["errors"], unit="examples", **size)
+            category = f"{name}_{row['category'].replace(' ', '_')}"
+            run.metric(f"{category}_errors", row["errors"], unit="examples", **size)
             mistakes = show_errors(scores.examples, row["category"], 10).to_dict("records")
-            run.text(f"mistakes_{name}", [f"{m['input']} → {m['output']} ({m['reference']})" for m in mistakes])
-    scores.save(run.dir / "examples")
+            run.text(f"{category}_mistakes", [f"{m['input']} → {m['output']} ({m['reference']})" for m in mistakes])
+    scores.save(run.dir / "examples" / name)
     run.artifact("examples", "examples")
 
 
