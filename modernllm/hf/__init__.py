@@ -1,4 +1,4 @@
-"""Pretrained models at work: LoRA and QLoRA, prompt templates, zero- and few-shot prompting. Public names are loaded when they are first used."""
+"""Pretrained models at work: LoRA, QLoRA, prompts. Public names are loaded when they are first used."""
 
 from modernllm import lazily
 

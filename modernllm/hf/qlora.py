@@ -23,7 +23,8 @@ def _quantised(model: nn.Module) -> nn.Module:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    heads = [name for name, part in model.named_children() if part is not model.base_model and model.base_model is not model]
+    backbone = model.base_model
+    heads = [name for name, part in model.named_children() if part is not backbone] if backbone is not model else []
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=torch.bfloat16,
                                 llm_int8_skip_modules=[*get_keys_to_not_convert(model), *heads])
