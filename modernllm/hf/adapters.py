@@ -7,6 +7,8 @@ __all__ = ['LoraSettings', 'linear_names', 'target_names', 'add_lora', 'merge', 
 
 # %% ../../nbs/51_hf/adapters.ipynb #f2bfa2d6
 import json
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +19,10 @@ from ..core.config import Config, InputError
 from ..core.project import atomic_write
 from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import kind_of, load_config, load_pretrained
+
+# What libraries tell their developers: peft uses an old name, bitsandbytes misses kernels for products that are not used here.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # %% ../../nbs/51_hf/adapters.ipynb #21f913de
 class LoraSettings(Config):

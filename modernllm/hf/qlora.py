@@ -6,8 +6,6 @@
 __all__ = ['load_4bit']
 
 # %% ../../nbs/51_hf/qlora.ipynb #51a40004
-import logging
-
 import torch
 from torch import nn
 
@@ -46,7 +44,6 @@ def load_4bit(
     **config,  # settings of the model that differ, such as num_labels
 ):  # (model, tokenizer)
     "As `load_pretrained`, with the linear layers of the backbone in 4 bits (NF4, double quantisation) that compute in bfloat16."
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns about kernels that are not used here
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:

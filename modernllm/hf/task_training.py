@@ -88,7 +88,7 @@ def trained_share(
     model: nn.Module,  # of `prepare_model`
 ) -> float:
     "Trained parameters over all."
-    return model.num_parameters(only_trainable=True) / model.num_parameters()  # two weights in a byte of 4-bit layers count as two
+    return model.num_parameters(only_trainable=True) / model.num_parameters()  # counts both weights of a byte
 
 # %% ../../nbs/51_hf/task_training.ipynb #c3427a07
 def encode_task(
