@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import tomllib
 
 import pytest
 import yaml
@@ -28,6 +29,12 @@ def test_every_requirement_has_a_reason_and_a_pin(root, pins):
             assert len(reason.split()) > 1, f"{requirement.name} has no reason"
             assert names[re.sub(r"[-_.]+", "-", requirement.name).lower()] in requirement.specifier
     assert "sphinx-revealjs" in names and "sphinx" not in names
+
+
+def test_extras_have_a_pin(root, pins):
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for requirement in map(Requirement, sum(extras.values(), [])):
+        assert pins[requirement.name] in requirement.specifier
 
 
 def test_pins_are_plain(pins):

@@ -1,10 +1,11 @@
-"""Pretrained models at work: prompt templates, zero- and few-shot prompting. Public names are loaded when they are first used."""
+"""Pretrained models at work: LoRA, QLoRA, prompts. Public names are loaded when they are first used."""
 
 from modernllm import lazily
 
 _EXPORTS = {
     "LoraSettings": "adapters",
     "add_lora": "adapters",
+    "load_4bit": "qlora",
     "load_adapter": "adapters",
     "merge": "adapters",
     "save_adapter": "adapters",

@@ -7,7 +7,9 @@ __all__ = ['LoraSettings', 'linear_names', 'target_names', 'add_lora', 'merge', 
 
 # %% ../../nbs/51_hf/adapters.ipynb #f2bfa2d6
 import json
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -17,6 +19,10 @@ from ..core.config import Config, InputError
 from ..core.project import atomic_write
 from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import kind_of, load_config, load_pretrained
+
+# What libraries tell their developers: peft uses an old name, bitsandbytes misses kernels for products that are not used here.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # %% ../../nbs/51_hf/adapters.ipynb #21f913de
 class LoraSettings(Config):
@@ -85,7 +91,8 @@ def save_adapter(
     where = base.name if base.source != "folder" else str(base.folder)
     kind = {"SEQ_CLS": "classification", "SEQ_2_SEQ_LM": "seq2seq"}.get(model.peft_config["default"].task_type, "causal")
     config = {"num_labels": model.config.num_labels} if kind == "classification" else {}
-    entry = {"model": where, **base.origin(), "kind": kind, "config": config}
+    entry = {"model": where, **base.origin(), "kind": kind, "config": config,
+             "load_in_4bit": getattr(model, "is_loaded_in_4bit", False)}
     atomic_write(Path(folder) / "base.json", json.dumps(entry, indent=1) + "\n")
 
 
@@ -93,6 +100,7 @@ def load_adapter(
     folder: str | Path,  # of `save_adapter`
     base: Weights | None = None,  # None: found by its name
     trained: bool = False,  # go on training it
+    load: Callable = load_pretrained,  # or `qlora.load_4bit`
 ):  # (peft.PeftModel, tokenizer, Weights of the base)
     "The base with its adapter; another base is refused."
     from peft import PeftModel
@@ -105,7 +113,7 @@ def load_adapter(
     if base.sha256 != wanted["sha256"]:
         raise InputError(f"{folder} is an adapter for {wanted['name']} with weights {wanted['sha256'][:12]}; here {base.name}, "
                          f"from a {base.source}, has {base.sha256[:12]}")
-    model, tokenizer = load_pretrained(base, wanted.get("kind", "causal"), **wanted.get("config", {}))
+    model, tokenizer = load(base, wanted.get("kind", "causal"), **wanted.get("config", {}))
     return PeftModel.from_pretrained(model, folder, is_trainable=trained).eval(), tokenizer, base
 
 

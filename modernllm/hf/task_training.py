@@ -19,6 +19,7 @@ from ..core.telemetry import Telemetry
 from ..data.encoding import EncodedRows, RowBatches, encode_classification, encode_prompted, encode_seq2seq, pad_id
 from ..experiments.finetuning import Tuned, finetune
 from .adapters import LoraSettings, add_lora
+from .qlora import load_4bit
 from .task_evaluation import evaluate_task, model_kind
 from .tasks import Task, TaskRows
 from .templates import write_prompt
@@ -72,7 +73,8 @@ def prepare_model(
         raise InputError("qlora trains an adapter: lora_r is 0; allowed: 1 or more")
     seed_everything(seed)
     config = {"num_labels": len(task.labels), "id2label": dict(enumerate(task.labels))} if kind == "classification" else {}
-    model, tokenizer = load_pretrained(weights, kind, **config)
+    load = load_4bit if tuning.qlora else load_pretrained
+    model, tokenizer = load(weights, kind, **config)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)  # a classifier looks for the last token before it
     if tuning.lora_r:
@@ -83,10 +85,10 @@ def prepare_model(
 
 
 def trained_share(
-    model: nn.Module,
+    model: nn.Module,  # of `prepare_model`
 ) -> float:
     "Trained parameters over all."
-    return sum(p.numel() for p in model.parameters() if p.requires_grad) / sum(p.numel() for p in model.parameters())
+    return model.num_parameters(only_trainable=True) / model.num_parameters()  # counts both weights of a byte
 
 # %% ../../nbs/51_hf/task_training.ipynb #c3427a07
 def encode_task(

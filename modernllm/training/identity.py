@@ -54,9 +54,16 @@ def model_identity(
         **{field: value for field, value in fields.items() if field not in IGNORED_FIELDS},
         "class": type(model).__name__,
         "type of trained weights": ", ".join(sorted({str(p.dtype) for p in module.parameters() if p.requires_grad})),
-        "digest of frozen weights": _digest((name, p.data.flatten()[:256]) for name, p in module.named_parameters()
-                                            if not p.requires_grad and type(p.data) is Tensor),
+        "digest of frozen weights": _digest(_frozen_numbers(module)),
     }
+
+
+def _frozen_numbers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, p in module.named_parameters():
+        if not p.requires_grad and type(p.data) is Tensor:
+            yield name, p.data.flatten()[:256]
+            if state := getattr(p, "quant_state", None):  # of bitsandbytes: the scales lie beside the tensor
+                yield from ((f"{name}.{part}", scales.flatten()[:256]) for part, scales in state.as_dict(packed=True).items())
 
 
 def _digest(tensors) -> str:  # of (name, tensor) pairs
