@@ -42,8 +42,8 @@ def frozen_in_bfloat16(
     model: nn.Module,  # trained under bfloat16 autocast
     folder: str | Path | None = None,  # for the float32 weights, on a disk; None: the system's for temporary files
 ):
-    """Hold frozen linear layers in bfloat16 inside the block, where scores without autocast are those of rounded weights. After it, their
-    float32 weights are as before, bit for bit."""
+    """Hold frozen linear layers in bfloat16 inside the block; scores without autocast are then those of rounded weights.
+    After the block the float32 weights are as before, bit for bit."""
     layers = frozen_linears(model)
     narrow = [p for layer in layers for p in layer.parameters()]
     with tempfile.TemporaryDirectory(dir=folder) as kept:
