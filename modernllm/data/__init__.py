@@ -19,6 +19,7 @@ _EXPORTS = {
     "load_corpus": "corpus",
     "EncodedRows": "encoding",
     "RowBatches": "encoding",
+    "LengthGroupedBatches": "length_groups",
     "encode_causal": "encoding",
     "encode_chat": "encoding",
     "encode_classification": "encoding",

@@ -40,11 +40,11 @@ class _Chunks:
         shape = self.block, len(weight)
         self.buffer = None if hidden.dtype == wide else hidden.new_empty(shape, dtype=wide)
         self.slopes = hidden.new_empty(shape, dtype=wide) if softcap else None
-        self.grads = None  # of hidden and weight, if needed
+        self.grads = None, None  # of hidden and weight, where needed
         self.smoothing = self.z_loss = 0.0  # see `linear_loss`
 
     def __iter__(self):
-        "Yields (positions, their log-probabilities, 0 for the ignored); the probabilities are in `probs`."
+        "Yields (positions, their log-probabilities); the probabilities are in `probs`."
         for start in range(0, len(self.hidden), self.rows):
             chunk = slice(start, min(start + self.rows, len(self.hidden)))
             logits = torch.mm(self.hidden[chunk], self.weight.T, out=self.logits[: chunk.stop - start])
@@ -52,9 +52,10 @@ class _Chunks:
                 here = slice(first, min(first + self.block, chunk.stop))
                 self.narrow = logits[first - start : here.stop - start]
                 yield here, self._logprobs(here)
-            if self.grads is not None:  # the logits have become their gradients, see `add_gradients`
-                grad_hidden, grad_weight = self.grads
+            grad_hidden, grad_weight = self.grads  # the logits have become their gradients, see `add_gradients`
+            if grad_hidden is not None:
                 grad_hidden[chunk] = logits @ self.weight
+            if grad_weight is not None:
                 grad_weight += logits.T @ self.hidden[chunk]
 
     def _logprobs(self, here: slice) -> Tensor:
@@ -62,20 +63,19 @@ class _Chunks:
         if self.softcap:
             cap_in_place(scores, self.slopes[: len(scores)], self.softcap)
         means = scores.mean(-1) if self.smoothing else None
-        chosen, top = scores.gather(1, self.targets[here, None].clamp_min(0))[:, 0], scores.amax(-1)
+        chosen, top = scores.gather(1, self.targets[here, None])[:, 0], scores.amax(-1)
         self.probs = torch.softmax(scores, -1, out=scores)
         # log normaliser = top - log(its probability), which is at least 1/V and so never underflows
         highest = self.probs.amax(-1).log_()
-        logprobs = chosen.sub_(top).add_(highest).masked_fill_(self.targets[here] < 0, 0)
+        logprobs = chosen.sub_(top).add_(highest)
         if self.smoothing or self.z_loss:
             self.normalisers = top.sub_(highest)
-            extra = added_loss(logprobs, self.normalisers, means, self.smoothing, self.z_loss)
-            self.extra = extra.masked_fill_(self.targets[here] < 0, 0)
+            self.extra = added_loss(logprobs, self.normalisers, means, self.smoothing, self.z_loss)
         return logprobs
 
     def add_gradients(self, here: slice, upstream: Tensor | None = None) -> None:
         "Gradients of the loss times upstream for the positions just yielded, in place of the logits; `None` is an upstream of 1."
-        targets, probs = self.targets[here, None].clamp_min(0), self.probs
+        targets, probs = self.targets[here, None], self.probs
         # p - 1 is made before the rounding to a narrow type, where p near 1 would lose it
         if self.z_loss:
             probs.mul_((2 * self.z_loss * self.normalisers + 1)[:, None])
@@ -90,16 +90,20 @@ class _Chunks:
             self.narrow.copy_(probs)
 
 # %% ../../nbs/20_models/logprobs.ipynb #52ff1979
+def _scored(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    "Hidden states and targets of the positions that are not ignored, and which these are; `None`: all."
+    kept = (targets >= 0).nonzero()[:, 0]
+    return (hidden, targets, None) if len(kept) == len(targets) else (hidden[kept], targets[kept], kept)
+
+
 def _prepare(hidden: Tensor, weight: Tensor, targets: Tensor, rows: tuple[int, int], softcap: float | None, dtype: torch.dtype):
     "Chunks in the dtype of the product."
-    # With a hidden state of zero an ignored position adds nothing to the head's gradient, without a look at its V logits.
-    narrow = hidden.detach().to(dtype).masked_fill((targets < 0)[:, None], 0)
-    return _Chunks(narrow, weight.detach().to(dtype), targets, rows, softcap)
+    return _Chunks(hidden.detach().to(dtype), weight.detach().to(dtype), targets, rows, softcap)
 
 
-def _no_gradients(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    "Buffers for gradients in the dtype of the parameters, so that chunks are summed without rounding."
-    return torch.empty_like(hidden), torch.zeros_like(weight)
+def _no_gradients(needed: tuple[bool, ...], hidden: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    "Buffers for the gradients that are needed, in the dtype of the parameters, so that chunks are summed without rounding."
+    return torch.empty_like(hidden) if needed[0] else None, torch.zeros_like(weight) if needed[1] else None
 
 
 class _EachLogprob(torch.autograd.Function):
@@ -109,17 +113,18 @@ class _EachLogprob(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, *settings):
         ctx.save_for_backward(hidden, weight, targets)
         ctx.settings = settings
-        return torch.cat([logprobs for _, logprobs in _prepare(hidden, weight, targets, *settings)])
+        found = hidden.new_empty(len(hidden), dtype=torch.promote_types(settings[-1], torch.float32))
+        for here, logprobs in _prepare(hidden, weight, targets, *settings):
+            found[here] = logprobs
+        return found
 
     @staticmethod
     def backward(ctx, upstream):
         hidden, weight, targets = ctx.saved_tensors
         chunks = _prepare(hidden, weight, targets, *ctx.settings)
-        chunks.grads = _no_gradients(hidden, weight)
-        upstream = -upstream.masked_fill(targets < 0, 0)
+        chunks.grads = _no_gradients(ctx.needs_input_grad, hidden, weight)
         for here, _ in chunks:
-            chunks.add_gradients(here, upstream[here])
-        chunks.grads[0].masked_fill_((targets < 0)[:, None], 0)
+            chunks.add_gradients(here, -upstream[here])
         return *chunks.grads, None, None, None, None
 
 
@@ -129,7 +134,8 @@ class _SummedLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, smoothing, z_loss, *settings):
         chunks = _prepare(hidden, weight, targets, *settings)
-        chunks.grads, chunks.smoothing, chunks.z_loss = _no_gradients(hidden, weight), smoothing, z_loss
+        chunks.grads = _no_gradients(ctx.needs_input_grad, hidden, weight)
+        chunks.smoothing, chunks.z_loss = smoothing, z_loss
         total = hidden.new_zeros((), dtype=torch.promote_types(settings[-1], torch.float32))
         extra = torch.zeros_like(total)
         for here, logprobs in chunks:
@@ -137,14 +143,14 @@ class _SummedLogprob(torch.autograd.Function):
             if smoothing or z_loss:
                 extra += chunks.extra.sum()
             chunks.add_gradients(here)
-        chunks.grads[0].masked_fill_((targets < 0)[:, None], 0)
         ctx.save_for_backward(*chunks.grads)
         ctx.mark_non_differentiable(extra)
         return total, extra
 
     @staticmethod
     def backward(ctx, upstream, _):
-        return *(grad * -upstream.to(grad) for grad in ctx.saved_tensors), None, None, None, None, None, None
+        grads = (None if grad is None else grad * -upstream.to(grad) for grad in ctx.saved_tensors)
+        return *grads, None, None, None, None, None, None
 
 # %% ../../nbs/20_models/logprobs.ipynb #a89c66e5
 def linear_logprobs(
@@ -156,13 +162,17 @@ def linear_logprobs(
     softcap: float | None = None,  # logits become softcap * tanh(logits / softcap)
     chunk: int | None = None,  # positions per chunk
 ) -> Tensor:  # (N,) or scalar: log-probability in nats, 0 where ignored; float32 at least
-    "Log-probabilities of `targets` under `softmax(hidden @ weight.T)`; the product runs in the dtype of autocast, if it is on."
+    """Log-probabilities of `targets` under `softmax(hidden @ weight.T)`; the product runs in the dtype of autocast, if it is on.
+    Ignored positions, and gradients that nothing needs, are not computed."""
     check_name("reduction", reduction, ("none", "sum"))
+    hidden, chosen, kept = _scored(hidden, targets)
     settings = _settings(hidden, softcap, chunk)
-    if reduction == "none" or not torch.is_grad_enabled():
-        each = _EachLogprob.apply(hidden, weight, targets, *settings)
-        return each.sum() if reduction == "sum" else each
-    return _SummedLogprob.apply(hidden, weight, targets, 0.0, 0.0, *settings)[0]
+    if reduction == "sum" and torch.is_grad_enabled():
+        return _SummedLogprob.apply(hidden, weight, chosen, 0.0, 0.0, *settings)[0]
+    each = _EachLogprob.apply(hidden, weight, chosen, *settings)
+    if reduction == "sum":
+        return each.sum()
+    return each if kept is None else each.new_zeros(len(targets)).index_put((kept,), each)
 
 
 def _settings(hidden: Tensor, softcap: float | None, chunk: int | None) -> tuple:
@@ -186,6 +196,7 @@ def linear_loss(
     if not label_smoothing and not z_loss:
         total = -linear_logprobs(hidden, weight, targets, reduction="sum", softcap=softcap, chunk=chunk)
         return total, total.detach()
+    hidden, targets, _ = _scored(hidden, targets)
     settings = _settings(hidden, softcap, chunk)
     total, extra = _SummedLogprob.apply(hidden, weight, targets, label_smoothing, z_loss, *settings)
     return extra - total, -total.detach()

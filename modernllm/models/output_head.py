@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OutputHead', 'is_plain_linear', 'candidate_head', 'no_cache_kwargs', 'reproduces_logits', 'output_head',
-           'token_logprobs']
+           'logprobs_at', 'token_logprobs']
 
 # %% ../../nbs/20_models/output_head.ipynb #72b94937
 import inspect
@@ -114,20 +114,32 @@ def output_head(
     return head if _verified[model][1] else None
 
 # %% ../../nbs/20_models/output_head.ipynb #8311cfbc
-def token_logprobs(
+def logprobs_at(
     model: nn.Module,  # causal
     inputs: Tensor,  # (batch, time) token ids
-    targets: Tensor,  # (batch, time) the next tokens
-    scored: Tensor,  # (batch, time) True where a log-probability is wanted
+    places: tuple[Tensor, Tensor],  # (N,) rows and (N,) times; a place may occur more than once
+    targets: Tensor,  # (N,) the token that may come next there
     cache=None,  # of what was read before, extended in place
     **more,  # further inputs of the model, such as attention_mask
-) -> Tensor:  # (number scored,) float32 at least, in nats
-    "Log-probability of `targets[scored]`."
+) -> Tensor:  # (N,) float32 at least, in nats
+    "Log-probability of each target at its place."
     batch = {"input_ids": inputs, **more}
     past = {"past_key_values": cache, "use_cache": True}
     head = output_head(model, batch)
     if head is not None:
         hidden = head.backbone(**batch, **(no_cache_kwargs(head.backbone) if cache is None else past))[0]
-        return linear_logprobs(hidden[scored], head.weight, targets[scored], softcap=head.softcap)
+        return linear_logprobs(hidden[places], head.weight, targets, softcap=head.softcap)
     logits = model(**batch, **(no_cache_kwargs(model) if cache is None else past)).logits[:, -inputs.shape[1] :]
-    return logits[scored].float().log_softmax(-1).gather(-1, targets[scored][:, None])[:, 0]
+    return logits[places].float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+
+def token_logprobs(
+    model: nn.Module,  # causal
+    inputs: Tensor,  # (batch, time) token ids
+    targets: Tensor,  # (batch, time) the next tokens
+    scored: Tensor,  # (batch, time) True where a log-probability is wanted
+    cache=None,  # as for `logprobs_at`
+    **more,
+) -> Tensor:  # (number scored,) float32 at least, in nats
+    "Log-probability of `targets[scored]`."
+    return logprobs_at(model, inputs, scored.nonzero(as_tuple=True), targets[scored], cache, **more)

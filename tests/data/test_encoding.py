@@ -21,6 +21,7 @@ from modernllm.data.encoding import (
     pad_id,
     text_frame,
 )
+from modernllm.data.length_groups import LengthGroupedBatches
 from modernllm.data.sources import SplitOrigin
 from modernllm.data.tokenizers import train_bpe
 
@@ -119,6 +120,7 @@ def test_a_template_without_marks_is_refused(template):
     (lambda: encode_seq2seq(T5, HERE, ["a b c"], ["d"], max_source_length=3, max_target_length=9), "at most 3 and 9 tokens"),
     (lambda: EncodedRows("x", "train", [[5, 1]], []), "1 inputs and 0 labels"),
     (lambda: RowBatches(EncodedRows("x", "train", [[1]], [[1]]), batch_size=0), "batch_size is 0"),
+    (lambda: LengthGroupedBatches(EncodedRows("x", "train", [[1]], [[1]]), batch_size=1, pool=0), "pool is 0"),
 ])  # fmt: skip
 def test_what_cannot_be_encoded_is_told_in_one_line(call, said):
     with pytest.raises(InputError, match=said) as caught:
@@ -153,6 +155,24 @@ def test_every_row_comes_once_an_epoch(n, batch_size, seed):
     assert all((batches[i]["labels"][:, 0] == batches[i]["input_ids"][:, 0] + 10).all() for i in range(n))
     ordered = RowBatches(rows, batch_size=batch_size, shuffle=False)
     assert [row[0] for i in range(len(ordered)) for row in ordered[i]["input_ids"].tolist()] == [*range(3, 3 + n)]
+    with pytest.raises(IndexError):
+        batches[-1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=40), batch_size=st.integers(1, 7), seed=st.integers(0, 3),
+       pool=st.integers(1, 4), ask=st.lists(st.integers(0, 60), min_size=1, max_size=5))
+def test_batches_of_similar_length(lengths, batch_size, seed, pool, ask):
+    rows = EncodedRows("x", "train", [[1] * n for n in lengths], [[1] * n for n in lengths])
+    batches = LengthGroupedBatches(rows, batch_size=batch_size, seed=seed, pool=pool)
+    epochs = [[batches.chosen(i + epoch * len(batches)) for i in range(len(batches))] for epoch in range(2)]
+    for epoch in epochs:
+        assert sorted(k for batch in epoch for k in batch) == list(range(len(lengths)))  # each row once
+    whole = LengthGroupedBatches(rows, batch_size=batch_size, seed=seed, pool=len(lengths))
+    spans = sorted((min(sizes), max(sizes)) for i in range(len(whole)) if (sizes := [lengths[k] for k in whole.chosen(i)]))
+    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:]))  # with one pool, lengths do not overlap
+    fresh = LengthGroupedBatches(rows, batch_size=batch_size, seed=seed, pool=pool)
+    assert [fresh.chosen(i) for i in ask] == [batches.chosen(i) for i in ask]  # whatever was asked before
     with pytest.raises(IndexError):
         batches[-1]
 

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modernllm.core.config import InputError
-from modernllm.models.logprobs import linear_logprobs
+from modernllm.models import logprobs
+from modernllm.models.logprobs import linear_logprobs, linear_loss
 
 
 def example(n, d, v, dtype=torch.float32):
@@ -72,6 +73,41 @@ def test_only_one_gradient_wanted():
     hidden, weight, targets = example(9, 4, 11)
     linear_logprobs(hidden.detach(), weight, targets, reduction="sum").backward()
     assert weight.grad is not None
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_a_frozen_head_gets_no_gradient_and_changes_no_other(reduction):
+    hidden, weight, targets = example(9, 4, 11)
+    grads = []
+    for head in (weight, weight.detach()):
+        linear_logprobs(hidden, head, targets, reduction=reduction).sum().backward()
+        grads.append(hidden.grad.clone())
+        hidden.grad = None
+    assert grads[0].equal(grads[1]) and weight.grad is not None
+
+
+@pytest.mark.parametrize("extras", [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}])
+def test_ignored_positions_are_left_out_of_the_products(extras, monkeypatch):
+    "The loss of the scored positions alone, bit for bit; hidden states of the others may even be NaN."
+    hidden, weight, targets = example(30, 4, 11)
+    kept, sizes, prepare = targets >= 0, [], logprobs._prepare
+    monkeypatch.setattr(logprobs, "_prepare", lambda h, *rest: sizes.append(len(h)) or prepare(h, *rest))
+    few = hidden.detach()[kept].requires_grad_()
+    alone, _ = linear_loss(few, weight, targets[kept], **extras)
+    alone.backward()
+    spoilt = hidden.detach().masked_fill(~kept[:, None], torch.nan).requires_grad_()
+    total, nats = linear_loss(spoilt, weight, targets, **extras)
+    total.backward()
+    assert total.equal(alone) and nats.isfinite() and sizes == [20, 20]
+    assert spoilt.grad[kept].equal(few.grad) and not spoilt.grad[~kept].any()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_nothing_to_score(reduction):
+    hidden, weight, _ = example(3, 4, 11)
+    out = linear_logprobs(hidden, weight, torch.full((3,), -100), reduction=reduction)
+    out.sum().backward()
+    assert not out.any() and not hidden.grad.any() and not weight.grad.any()
 
 
 def test_unknown_reduction():
