@@ -120,8 +120,9 @@ def load_adapter(
 def load_model(
     name: str | Path | Weights,  # an adapter's folder, or what `load_pretrained` takes
 ):  # (model, tokenizer, Weights of the model or of the adapter's base)
-    "Any saved, pretrained or adapted model, as what it was saved for."
+    "Any saved, pretrained or adapted model, as what it was saved for; nothing in it is trained."
     if not isinstance(name, Weights) and (Path(name) / "adapter_config.json").exists():
         return load_adapter(name)
     weights = name if isinstance(name, Weights) else find_pretrained(str(name))
-    return *load_pretrained(weights, kind_of(load_config(weights))), weights
+    model, tokenizer = load_pretrained(weights, kind_of(load_config(weights)))
+    return model.requires_grad_(False), tokenizer, weights

@@ -72,7 +72,7 @@ def tune(
     if tuning.lora_r:
         save_adapter(run.dir / "adapter", model, weights)
         run.artifact("adapter", "adapter")
-    return tuned.model, tokenizer
+    return tuned.model.requires_grad_(False), tokenizer
 
 # %% ../../nbs/51_hf/task_run.ipynb #89fbf899
 def record_scores(

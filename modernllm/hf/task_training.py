@@ -7,6 +7,7 @@ __all__ = ['Tuning', 'prepare_model', 'trained_share', 'encode_task', 'mean_loss
 
 # %% ../../nbs/51_hf/task_training.ipynb #917ca651
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,12 +18,14 @@ from ..core.config import Config, InputError
 from ..core.seeding import seed_everything
 from ..core.telemetry import Telemetry
 from ..data.encoding import EncodedRows, RowBatches, encode_classification, encode_prompted, encode_seq2seq, pad_id
+from ..data.length_groups import LengthGroupedBatches
 from ..experiments.finetuning import Tuned, finetune
 from .adapters import LoraSettings, add_lora
 from .qlora import load_4bit
 from .task_evaluation import evaluate_task, model_kind
 from .tasks import Task, TaskRows
 from .templates import write_prompt
+from ..models.frozen import frozen_in_bfloat16
 from ..models.pretrained import Weights
 from ..models.sources import load_pretrained
 from ..training.callbacks import Callback
@@ -168,8 +171,10 @@ def finetune_task(
     "Fine-tune on a task and keep the weights of the best evaluation."
     kind, length = model_kind(model), tuning.max_length or task.max_length
     encoded, held = (encode_task(tokenizer, task, rows, kind, length) for rows in (train, validation))
-    batches = RowBatches(encoded, batch_size=tuning.batch_size, seed=config.seed)
+    batches = LengthGroupedBatches(encoded, batch_size=tuning.batch_size, seed=config.seed)
     evaluate = evaluation(tokenizer, task, validation, held, tuning, config.precision)
-    tuned = finetune(model, _OBJECTIVES[kind](), batches, evaluate, config, callbacks=callbacks, folder=folder,
-                     telemetry=telemetry)
+    rough = uses_bfloat16(config.precision, next(model.parameters()).device)
+    with frozen_in_bfloat16(model) if rough else nullcontext():
+        tuned = finetune(model, _OBJECTIVES[kind](), batches, evaluate, config, callbacks=callbacks, folder=folder,
+                         telemetry=telemetry)
     return tuned, encoded
