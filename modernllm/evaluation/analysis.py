@@ -64,7 +64,7 @@ def _numbers(text: str) -> set:
     "The numbers of a text, digits and words; a fraction gives its parts."
     plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     found = {calculate(number) for number in re.findall(r"\d+\.\d+|\.\d+|\d+", plain)}
-    return found | {value for word, value in _WORDS.items() if re.search(rf"\b{word}s?\b", text, re.I)}
+    return found - {None} | {value for word, value in _WORDS.items() if re.search(rf"\b{word}s?\b", text, re.I)}
 
 
 def foreign_numbers(

@@ -80,7 +80,10 @@ def read_task(
     check_name("split", split, ("train", "validation") if task.own else ("train", "validation", "test"))
     if task.own:
         return _own_rows(task, split)
-    loaded, rows = read_rows(task.source, task.test if split == "test" else split, stand_in, held_out=task.held_out)
+    if split == "test":
+        loaded, rows = read_rows(task.source, task.test, stand_in, held_out=False)
+    else:
+        loaded, rows = read_rows(task.source, split, stand_in, held_out=task.held_out)
     return TaskRows(rows=rows, **loaded.origin() | {"split": split})
 
 # %% ../../nbs/51_hf/tasks.ipynb #9f651bff
