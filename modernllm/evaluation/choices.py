@@ -126,7 +126,7 @@ def continuation_logprobs(
     model: nn.Module,  # causal
     rows: Sequence[tuple[list[int], int]],  # of `encode_continuation`
     *,
-    batch_tokens: int | None = None,  # tokens of a batch; changes speed, not results; None: by device
+    batch_tokens: int | None = None,  # tokens of a batch, behind the common prefix; changes speed, not results; None: by device
     precision: str = "fp32",  # or "bf16": under autocast, faster and rougher
 ) -> tuple[list[float], int]:  # summed log-probability (nats) of each continuation; how many rows were cut to the model's context
     "Log-probability of continuations. A row longer than the context loses tokens at its beginning."
@@ -134,14 +134,14 @@ def continuation_logprobs(
     context = getattr(model.config, "max_position_embeddings", None) or max(len(ids) for ids, _ in rows)
     cut = sum(len(ids) > context + 1 for ids, _ in rows)
     rows = [Row(tuple(ids[-(context + 1) :]), min(own, context)) for ids, own in rows]
-    batch_tokens = batch_tokens or (2048 if device.type == "cpu" else 32768)
+    batch_tokens = batch_tokens or (512 if device.type == "cpu" else 32768)
     readers = shared_runs(rows)
     order, sums, at = sorted(readers, key=len, reverse=True), [0.0] * len(rows), 0
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     with evaluation_mode(model), autocast, tqdm(total=len(rows), desc="choices", delay=2, mininterval=1, leave=False) as bar:
         prefix = _shared_prefix(model, rows, order)
         while at < len(order):
-            chosen = order[at : at + max(1, batch_tokens // len(order[at]))]
+            chosen = order[at : at + max(1, batch_tokens // (len(order[at]) - len(prefix.ids)))]
             served = [(line, k) for line, ids in enumerate(chosen) for k in readers[ids]]
             found = _logprobs(model, chosen, [(line, rows[k]) for line, k in served], prefix).double()
             for (_, k), own in zip(served, found.split([rows[k].own for _, k in served])):
