@@ -104,6 +104,7 @@ def fit(
     from modernllm.cli.recipe import claim, save_trained
     from modernllm.core.telemetry import Telemetry
     from modernllm.evaluation.perplexity import prefix_loss
+    from modernllm.models.sources import save_model
     from modernllm.training.objectives import LanguageModelling
     from modernllm.training.parallel import processes
     from modernllm.training.trainer import Trainer
@@ -112,13 +113,13 @@ def fit(
     evaluate = prefix_loss(corpus.validation, context=batches.block_size, max_tokens=20_000)
     if processes().is_main_process:
         click.echo("\n".join(describe_corpus(corpus, recipe.data)))
-    with claim(out, recipe, corpus):
+    with claim(out, recipe, (corpus.train, corpus.validation), corpus.tokenizer):
         telemetry = Telemetry(out)
         result = Trainer(
             model, LanguageModelling(), batches, recipe.training, evaluate=evaluate, folder=out, telemetry=telemetry
         ).fit()
         if processes().is_main_process:
-            save_trained(out / "model", model, corpus.tokenizer, recipe)
+            save_trained(out / "model", lambda folder: save_model(folder, model, corpus.tokenizer), recipe)
         telemetry.close()
     return result
 
@@ -199,27 +200,41 @@ MODEL = click.argument("model")  # a folder, a name of `modernllm models list`, 
     "modernllm evaluate MODEL --data my.txt                              own text; also folder/, rows.jsonl:text, hub:org/name",
     "modernllm evaluate MODEL --data other.txt --split all               all of an own text, not the part that is held out",
     "modernllm evaluate MODEL --convention lm-eval                       as lm-evaluation-harness reads it",
+    "modernllm evaluate runs/my-sst2 --task sst2                         accuracy of a fine-tuned model, mistakes saved",
+    "modernllm evaluate smollm2-135m --task sst2,samsum,gsm8k --shots 4 --rows 100",
+    "modernllm evaluate MODEL --task my.jsonl:text:label                 rows of your own",
 ))
 @MODEL
 @click.option("--data", help="A data set, or own text such as my.txt.  [default: what it was trained on]")
-@click.option("--split", default="validation", show_default=True, help="Which split.")
+@click.option("--split", help="Which split.  [default: validation; of a task: test]")
 @click.option("--context", type=click.IntRange(1), help="Tokens a window holds.  [default: the model's]")
 @click.option("--stride", type=click.IntRange(1), help="Tokens a window moves.  [default: the context]")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Windows at a time.")
 @click.option("--convention", type=click.Choice(["card", "lm-eval"]), default="card", show_default=True,
               help="card: one stream, every quotient. lm-eval: each document alone, as lm-evaluation-harness reads it.")
-def evaluate(model, data, split, context, stride, batch_size, convention):
-    "Print the perplexity card of a saved or pretrained model: each quotient with what it was divided by."
+@click.option("--task", "tasks", help="Tasks in place of text: sst2,samsum,gsm8k or FILE.jsonl:INPUT:TARGET.")
+@click.option("--shots", default=0, show_default=True, type=click.IntRange(0), help="Of a task: examples in the prompt.")
+@click.option("--seed", default=0, show_default=True, help="Of a task: draws the shots.")
+@click.option("--rows", type=click.IntRange(1), help="Of a task: only so many rows.")
+@click.option("--form", type=click.Choice(["auto", "chat", "plain"]), help="Of a task: the prompt.  [default: as it was trained]")
+@click.option("--calibrate", is_flag=True, help="Of a task with labels: divide by the label's probability for an empty input.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Of a task: folder of the predictions.")
+def evaluate(model, data, split, context, stride, batch_size, convention, tasks, **prompting):
+    """Print the perplexity card of a model, each quotient with what it was divided by; or its metrics on tasks.
+
+    MODEL is a folder (a model or an adapter), a name of `modernllm models list`, or a hub id."""
+    if tasks:
+        from modernllm.cli.finetune import evaluate_tasks
+        return evaluate_tasks(model, tasks, split=split, **prompting)
+    split = split or "validation"
     from modernllm.cli.recipe import read_recipe, read_record
     from modernllm.core.config import check_name
     from modernllm.data.catalogue import resolve
-    from modernllm.models.pretrained import find_pretrained
-    from modernllm.models.sources import load_pretrained
+    from modernllm.hf.adapters import load_model
     source = resolve(data) if data else None
     if source:
         check_name(f"split of {data}", split, source.splits)
-    weights = find_pretrained(model)
-    loaded, tokenizer = load_pretrained(weights)
+    loaded, tokenizer, weights = load_model(model)
     recipe = read_recipe(weights.folder)
     from modernllm.data.corpus import documents, token_split
     from modernllm.data.sources import load
@@ -260,8 +275,8 @@ def evaluate(model, data, split, context, stride, batch_size, convention):
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
 def generate(model, prompts, **options):
     "Continue prompts with a saved model."
-    from modernllm.models.sources import load_pretrained
-    loaded, tokenizer = load_pretrained(model)
+    from modernllm.hf.adapters import load_model
+    loaded, tokenizer, _ = load_model(model)
     from modernllm.models.generation import generate_text
     for prompt, text in zip(prompts, generate_text(loaded, tokenizer, list(prompts), **options)):
         click.echo(prompt + text)

@@ -20,8 +20,10 @@ from ..core.project import atomic_write
 from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import kind_of, load_config, load_pretrained
 
-# What libraries tell their developers: peft uses an old name, bitsandbytes misses kernels for products that are not used here.
+# What libraries tell their developers: peft uses an old name and misses the base's config file, bitsandbytes misses kernels for
+# products that are not used here.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # %% ../../nbs/51_hf/adapters.ipynb #21f913de
@@ -121,8 +123,11 @@ def load_model(
     name: str | Path | Weights,  # an adapter's folder, or what `load_pretrained` takes
 ):  # (model, tokenizer, Weights of the model or of the adapter's base)
     "Any saved, pretrained or adapted model, as what it was saved for; nothing in it is trained."
-    if not isinstance(name, Weights) and (Path(name) / "adapter_config.json").exists():
-        return load_adapter(name)
+    if not isinstance(name, Weights):
+        inside = Path(name) / "model"  # of a folder that `modernllm finetune` left
+        folder = inside if (inside / "adapter_config.json").exists() else Path(name)
+        if (folder / "adapter_config.json").exists():
+            return load_adapter(folder)
     weights = name if isinstance(name, Weights) else find_pretrained(str(name))
     model, tokenizer = load_pretrained(weights, kind_of(load_config(weights)))
     return model.requires_grad_(False), tokenizer, weights

@@ -16,7 +16,7 @@ from ..evaluation.analysis import RULES, count_categories, show_errors
 from ..experiments.run_io import stand_in
 from .adapters import save_adapter
 from .task_evaluation import TaskScores, evaluate_task
-from .task_training import Tuning, finetune_task, prepare_model, trained_share
+from .task_training import Tuning, encode_for, finetune_task, prepare_model, trained_share
 from .tasks import Task, TaskRows, find_task, read_task
 from ..models.pretrained import Weights
 from ..training.config import TrainConfig
@@ -56,11 +56,12 @@ def tune(
 ) -> tuple[nn.Module, object]:  # the model with its best weights, tokenizer
     "Fine-tune; record curves, the chosen step and how much was trained."
     model, tokenizer = prepare_model(weights, task, tuning, kind, run.seed)
+    encoded = encode_for(model, tokenizer, task, train, tuning)
+    run.read(encoded)
     run.tokenizer(tokenizer_hash(tokenizer))
     run.metric("trained_share", trained_share(model), unit="share", better="lower")
-    tuned, rows = finetune_task(model, tokenizer, task, train, validation, tuning, config, callbacks=run.callbacks(),
-                                folder=run.checkpoints, telemetry=run.telemetry)
-    run.read(rows)
+    tuned = finetune_task(model, tokenizer, task, encoded, validation, tuning, config, callbacks=run.callbacks(),
+                          folder=run.checkpoints, telemetry=run.telemetry)
     history = tuned.result.history["train"]
     run.curve("train_loss", [r["step"] for r in history], [r["loss"] for r in history], x_unit="steps", y_unit="nats/token")
     run.curve("validation_loss", *tuned.curve("loss"), x_unit="steps", y_unit="nats/token")

@@ -6,10 +6,14 @@
 __all__ = ['KINDS', 'load_tokenizer', 'load_config', 'kind_of', 'load_pretrained', 'save_model']
 
 # %% ../../nbs/20_models/sources.ipynb #87d08758
+import contextlib
+import os
+import tempfile
 from pathlib import Path
 from textwrap import shorten
 
 from ..core.config import InputError, check_name
+from ..core.project import settings
 from .pretrained import Weights, find_pretrained, model_folder
 
 KINDS = {  # what a model is for: the class of transformers that loads it
@@ -44,8 +48,7 @@ def load_config(
 
     import modernllm.models.transformer  # noqa: F401  registers the architecture
 
-    given = {"gguf_file": weights.gguf} if weights.gguf else {}
-    return AutoConfig.from_pretrained(weights.folder, local_files_only=True, **given)
+    return AutoConfig.from_pretrained(_converted(weights) if weights.gguf else weights.folder, local_files_only=True)
 
 
 def kind_of(
@@ -57,22 +60,30 @@ def kind_of(
     return "seq2seq" if config.is_encoder_decoder else "causal"
 
 # %% ../../nbs/20_models/sources.ipynb #c50ca0ed
-def _from_gguf(weights: Weights, model_class: type, config: dict):
-    "Model and tokenizer of a GGUF file."
+def _converted(weights: Weights) -> Path:
+    "The folder of a GGUF file's weights in float32, from the cache where it was converted before."
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    cached = settings().cache / "models" / weights.sha256[:16]
+    if cached.exists():
+        return cached
+    given = {"gguf_file": weights.gguf, "local_files_only": True}
+    logging.disable_progress_bar()
     try:
-        given = {"gguf_file": weights.gguf, "local_files_only": True}
         read = AutoModelForCausalLM.from_pretrained(weights.folder, dtype="float32", **given)
         tokenizer = AutoTokenizer.from_pretrained(weights.folder, **given)
     except ImportError:
         raise InputError(f"model '{weights.name}' is a GGUF file; `make models` installs the package that reads it") from None
     del read.config.quantization_config  # the weights are float32 now
-    read.config.update(config)
-    model = model_class.from_config(read.config)
-    backbone = model if isinstance(model, type(read)) else model.base_model
-    backbone.load_state_dict((read if backbone is model else read.base_model).state_dict())
-    return model, tokenizer
+    model = type(read)(read.config)  # one that was read from a GGUF file cannot be saved
+    model.load_state_dict(read.state_dict())
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cached.parent) as draft:
+        save_model(f"{draft}/model", model, tokenizer)
+        with contextlib.suppress(OSError):  # another process was faster
+            os.rename(f"{draft}/model", cached)
+    return cached
 
 # %% ../../nbs/20_models/sources.ipynb #b35f1201
 def load_pretrained(
@@ -91,17 +102,20 @@ def load_pretrained(
 
     logging.disable_progress_bar()  # a second's bar for a small file is noise
     model_class = getattr(transformers, KINDS[kind])
+    level = logging.get_verbosity()
     try:
-        if weights.gguf:
-            model, tokenizer = _from_gguf(weights, model_class, config)
-        else:
-            model = model_class.from_pretrained(weights.folder, local_files_only=True, dtype="float32", **config)
-            tokenizer = load_tokenizer(weights.folder)
+        folder = _converted(weights) if weights.gguf else weights.folder
+        if kind == "classification":
+            logging.set_verbosity_error()  # that the head is new is no news
+        model = model_class.from_pretrained(folder, local_files_only=True, dtype="float32", **config)
+        tokenizer = load_tokenizer(folder)
     except InputError:
         raise
     except _UNREADABLE as error:
         what = "language model" if kind == "causal" else f"{kind} model"
         raise InputError(f"{name} cannot be loaded as a {what}: {shorten(str(error), 200)}") from None
+    finally:
+        logging.set_verbosity(level)
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{name}: the tokenizer does not belong to the model: it has {len(tokenizer):,} tokens, the model "
                          f"{model.config.vocab_size:,}")

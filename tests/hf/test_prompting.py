@@ -12,6 +12,7 @@ from modernllm.evaluation.choices import Question, answer_choices
 from modernllm.hf import prompting
 from modernllm.hf.prompting import classify, draw_shots, solve
 from modernllm.hf.templates import TEMPLATES, fit_prompt, write_prompt
+from modernllm.models.generation import Continuation
 
 SST2 = TEMPLATES["sst2"]
 ROWS = [{"sentence": f"a film of {i} parts", "label": int(i % 3 == 0)} for i in range(40)]
@@ -97,13 +98,15 @@ def test_calibrated_an_input_that_says_nothing_gets_even_odds(model, tokenizer):
 
 def test_answers_do_not_depend_on_the_batch(model, tokenizer):
     one = solve(model, tokenizer, SST2, ROWS[:4], max_new_tokens=5, batch_size=1)
-    assert one == solve(model, tokenizer, SST2, ROWS[:4], max_new_tokens=5, batch_size=3) and len(one[0]) == 4
+    assert one == solve(model, tokenizer, SST2, ROWS[:4], max_new_tokens=5, batch_size=3) and len(one.texts) == 4
 
 
 def test_an_answer_ends_where_the_model_invents_the_next_example(monkeypatch):
-    monkeypatch.setattr(prompting, "generate_text", lambda *_, **__: [" positive\nReview: more\nSentiment: no"])
+    said = [Continuation(" positive\nReview: more\nSentiment: no", ended=False)]
+    monkeypatch.setattr(prompting, "continue_prompts", lambda *_, **__: said)
     monkeypatch.setattr(prompting, "fit_prompt", lambda *_: ("", "", False))
-    assert solve(torch.nn.Module.__new__(_Configured), None, SST2, ROWS[:1], max_new_tokens=5) == (["positive"], 0)
+    found = solve(torch.nn.Module.__new__(_Configured), None, SST2, ROWS[:1], max_new_tokens=5)
+    assert (found.texts, found.unfinished, found.cut) == (["positive"], [False], 0)
 
 
 class _Configured(torch.nn.Module):
