@@ -105,7 +105,7 @@ def tasks_of(
             tasks.append(replace(found, template=replace(found.template, form=form)))
     return tasks
 
-
+# %% ../../nbs/70_cli/finetune.ipynb #799d89a1
 def _form_of(model: str) -> str:
     "The form of the prompts that a model was fine-tuned with."
     from modernllm.cli.recipe import read_recipe

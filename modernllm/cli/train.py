@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'saved_settings', 'kept_tokenizer', 'prepare', 'describe_corpus', 'fit', 'overfit_tokens', 'train',
-           'evaluate', 'generate']
+           'read_text', 'evaluate', 'generate']
 
 # %% ../../nbs/70_cli/train.ipynb #c720c4bc
 from pathlib import Path
@@ -188,10 +188,53 @@ def train(assignments, config, out, overfit, list_fields):
     click.echo(f"{result.steps} steps, {result.tokens:,} tokens, validation loss {result.history['eval'][-1]['loss']:.3f}")
     click.echo(f"model in {out / 'model'}; next:\n  modernllm evaluate {out}\n  modernllm generate {out} 'The function returns'")
 
-# %% ../../nbs/70_cli/train.ipynb #9049156d
+# %% ../../nbs/70_cli/train.ipynb #554f647e
 MODEL = click.argument("model")  # a folder, a name of `modernllm models list`, or a hub id
 
 
+def read_text(
+    model: str,
+    data: str | None,  # None: what it was trained on
+    split: str,
+    context: int | None,  # tokens a window holds; None: the model's
+    stride: int | None,  # tokens a window moves; None: the context
+    batch_size: int,  # windows
+    convention: str,  # "card" or "lm-eval"
+) -> None:
+    "Print the perplexity card of a model."
+    from modernllm.cli.recipe import read_recipe, read_record
+    from modernllm.core.config import check_name
+    from modernllm.data.catalogue import resolve
+    from modernllm.hf.adapters import load_model
+    source = resolve(data) if data else None
+    if source:
+        check_name(f"split of {data}", split, source.splits)
+    loaded, tokenizer, weights = load_model(model, "causal")
+    recipe = read_recipe(weights.folder)
+    from modernllm.data.corpus import documents, token_split
+    from modernllm.data.sources import load
+    from modernllm.evaluation.perplexity import perplexity_card
+    from modernllm.evaluation.rolling import rolling_perplexity
+    trained_on = recipe.get("data", "embedded_docs")
+    source = source or resolve(trained_on)
+    limit = recipe.get("limit_documents") if source.name == trained_on else None
+    before = read_record(weights.folder).get("contents", {}).get("data") if source.name == trained_on else None
+    if before and source.files and source.files.sha256 != before:
+        click.echo(f"note: {trained_on} has changed since it was trained: the model may have seen what is held out now", err=True)
+    context = context or loaded.config.max_position_embeddings
+    if convention == "lm-eval":
+        if stride:
+            raise click.UsageError("--stride goes with --convention card; lm-eval's windows do not overlap")
+        texts = documents(load(source, split))[:limit]
+        card = rolling_perplexity(loaded, tokenizer, texts, context=context, batch_size=batch_size)
+    else:
+        packed = token_split(load(source, split), tokenizer, limit)
+        card = perplexity_card(loaded, packed, context=context, stride=stride, batch_size=batch_size)
+    for quantity, value, unit, count in card.rows():
+        click.echo(f"{quantity:16} {value:12.4f}   over {count:,} {unit}")
+    click.echo(card.conventions())
+
+# %% ../../nbs/70_cli/train.ipynb #9049156d
 @click.command(short_help="Print the perplexity card of a saved model.", epilog=examples(
     "modernllm evaluate runs/train/1a2b3c4d",
     "modernllm evaluate runs/train/1a2b3c4d --split test --stride 64    a sliding window: slower, lower",
@@ -226,38 +269,7 @@ def evaluate(model, data, split, context, stride, batch_size, convention, tasks,
     if tasks:
         from modernllm.cli.finetune import evaluate_tasks
         return evaluate_tasks(model, tasks, split=split, **prompting)
-    split = split or "validation"
-    from modernllm.cli.recipe import read_recipe, read_record
-    from modernllm.core.config import check_name
-    from modernllm.data.catalogue import resolve
-    from modernllm.hf.adapters import load_model
-    source = resolve(data) if data else None
-    if source:
-        check_name(f"split of {data}", split, source.splits)
-    loaded, tokenizer, weights = load_model(model)
-    recipe = read_recipe(weights.folder)
-    from modernllm.data.corpus import documents, token_split
-    from modernllm.data.sources import load
-    from modernllm.evaluation.perplexity import perplexity_card
-    from modernllm.evaluation.rolling import rolling_perplexity
-    trained_on = recipe.get("data", "embedded_docs")
-    source = source or resolve(trained_on)
-    limit = recipe.get("limit_documents") if source.name == trained_on else None
-    before = read_record(weights.folder).get("contents", {}).get("data") if source.name == trained_on else None
-    if before and source.files and source.files.sha256 != before:
-        click.echo(f"note: {trained_on} has changed since it was trained: the model may have seen what is held out now", err=True)
-    context = context or loaded.config.max_position_embeddings
-    if convention == "lm-eval":
-        if stride:
-            raise click.UsageError("--stride goes with --convention card; lm-eval's windows do not overlap")
-        texts = documents(load(source, split))[:limit]
-        card = rolling_perplexity(loaded, tokenizer, texts, context=context, batch_size=batch_size)
-    else:
-        packed = token_split(load(source, split), tokenizer, limit)
-        card = perplexity_card(loaded, packed, context=context, stride=stride, batch_size=batch_size)
-    for quantity, value, unit, count in card.rows():
-        click.echo(f"{quantity:16} {value:12.4f}   over {count:,} {unit}")
-    click.echo(card.conventions())
+    read_text(model, data, split or "validation", context, stride, batch_size, convention)
 
 # %% ../../nbs/70_cli/train.ipynb #9eacf697
 @click.command(epilog=examples(
@@ -276,7 +288,7 @@ def evaluate(model, data, split, context, stride, batch_size, convention, tasks,
 def generate(model, prompts, **options):
     "Continue prompts with a saved model."
     from modernllm.hf.adapters import load_model
-    loaded, tokenizer, _ = load_model(model)
+    loaded, tokenizer, _ = load_model(model, "causal")
     from modernllm.models.generation import generate_text
     for prompt, text in zip(prompts, generate_text(loaded, tokenizer, list(prompts), **options)):
         click.echo(prompt + text)

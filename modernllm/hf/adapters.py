@@ -83,6 +83,9 @@ def merge(
     return model.merge_and_unload()
 
 # %% ../../nbs/51_hf/adapters.ipynb #c8bc5ac0
+_KINDS = {"SEQ_CLS": "classification", "SEQ_2_SEQ_LM": "seq2seq"}  # by the task of peft; else causal
+
+
 def save_adapter(
     folder: str | Path,
     model: nn.Module,  # of `add_lora`
@@ -91,7 +94,7 @@ def save_adapter(
     "Write the adapter without the base's weights."
     model.save_pretrained(folder)
     where = base.name if base.source != "folder" else str(base.folder)
-    kind = {"SEQ_CLS": "classification", "SEQ_2_SEQ_LM": "seq2seq"}.get(model.peft_config["default"].task_type, "causal")
+    kind = _KINDS.get(model.peft_config["default"].task_type, "causal")
     config = {"num_labels": model.config.num_labels} if kind == "classification" else {}
     entry = {"model": where, **base.origin(), "kind": kind, "config": config,
              "load_in_4bit": getattr(model, "is_loaded_in_4bit", False)}
@@ -121,13 +124,18 @@ def load_adapter(
 
 def load_model(
     name: str | Path | Weights,  # an adapter's folder, or what `load_pretrained` takes
+    kind: str | None = None,  # one of `models.sources.KINDS`; None: as it was saved
 ):  # (model, tokenizer, Weights of the model or of the adapter's base)
-    "Any saved, pretrained or adapted model, as what it was saved for; nothing in it is trained."
+    "Any saved, pretrained or adapted model; nothing in it is trained."
     if not isinstance(name, Weights):
         inside = Path(name) / "model"  # of a folder that `modernllm finetune` left
         folder = inside if (inside / "adapter_config.json").exists() else Path(name)
         if (folder / "adapter_config.json").exists():
-            return load_adapter(folder)
+            found = load_adapter(folder)
+            own = _KINDS.get(found[0].peft_config["default"].task_type, "causal")
+            if kind not in (None, own):
+                raise InputError(f"{name} is an adapter for a {own} model; needed: {kind}")
+            return found
     weights = name if isinstance(name, Weights) else find_pretrained(str(name))
-    model, tokenizer = load_pretrained(weights, kind_of(load_config(weights)))
+    model, tokenizer = load_pretrained(weights, kind or kind_of(load_config(weights)))
     return model.requires_grad_(False), tokenizer, weights

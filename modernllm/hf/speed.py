@@ -34,6 +34,8 @@ PEER = "peft, transformers' Trainer"
 class _Batches:
     "Stored batches, over and over."
 
+    __iter__ = None  # there is no last batch
+
     def __init__(self, stored: str):
         self.kept = torch.load(stored)
 

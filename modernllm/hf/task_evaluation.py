@@ -68,7 +68,7 @@ def _by_decoder(model, tokenizer, task: Task, rows: TaskRows, shots) -> Classifi
     probabilities = torch.tensor(columns, dtype=torch.float64).T.softmax(1)
     return Classified(probabilities.argmax(1).tolist(), probabilities.tolist(), 0)
 
-
+# %% ../../nbs/51_hf/task_evaluation.ipynb #a562807a
 def predict(
     model: nn.Module,
     tokenizer,

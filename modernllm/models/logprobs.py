@@ -127,7 +127,7 @@ class _EachLogprob(torch.autograd.Function):
             chunks.add_gradients(here, -upstream[here])
         return *chunks.grads, None, None, None, None
 
-
+# %% ../../nbs/20_models/logprobs.ipynb #79be886f
 class _SummedLogprob(torch.autograd.Function):
     "Sum of the log-probabilities, and what smoothing and z-loss add; gradients are computed in the forward pass."
 

@@ -48,7 +48,12 @@ def load_config(
 
     import modernllm.models.transformer  # noqa: F401  registers the architecture
 
-    return AutoConfig.from_pretrained(_converted(weights) if weights.gguf else weights.folder, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(_converted(weights) if weights.gguf else weights.folder, local_files_only=True)
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        raise InputError(f"{weights.folder} cannot be loaded as a model: {shorten(str(error), 200)}") from None
 
 
 def kind_of(
@@ -107,7 +112,8 @@ def load_pretrained(
         folder = _converted(weights) if weights.gguf else weights.folder
         if kind == "classification":
             logging.set_verbosity_error()  # that the head is new is no news
-        model = model_class.from_pretrained(folder, local_files_only=True, dtype="float32", **config)
+        settled = {"local_files_only": True, "dtype": "float32", "output_loading_info": True}
+        model, info = model_class.from_pretrained(folder, **settled, **config)
         tokenizer = load_tokenizer(folder)
     except InputError:
         raise
@@ -116,6 +122,9 @@ def load_pretrained(
         raise InputError(f"{name} cannot be loaded as a {what}: {shorten(str(error), 200)}") from None
     finally:
         logging.set_verbosity(level)
+    head = kind == "classification"  # which a language model lacks
+    if lost := sorted(n for n in info["missing_keys"] if not head or n.startswith(f"{model.base_model_prefix}.")):
+        raise InputError(f"{name} cannot be loaded as a {KINDS[kind]}: {len(lost)} of its weights are missing, such as {lost[0]}")
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{name}: the tokenizer does not belong to the model: it has {len(tokenizer):,} tokens, the model "
                          f"{model.config.vocab_size:,}")

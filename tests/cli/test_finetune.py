@@ -56,8 +56,8 @@ def test_an_adapter_is_trained_recorded_and_evaluated(tuned, base, tmp_path, cap
 
 
 def test_the_model_itself_is_prompted_with_shots(base, capsys, tmp_path):
-    line = ["evaluate", str(base / "base"), "--task", f"{base / 'mine.jsonl'}:text:label", "--form", "plain", "--out", str(tmp_path)]
-    assert main([*line, "--shots", "9", "--rows", "4", "--calibrate"]) == 0
+    task = ["--task", f"{base / 'mine.jsonl'}:text:label", "--form", "plain", "--out", str(tmp_path)]
+    assert main(["evaluate", str(base / "base"), *task, "--shots", "9", "--rows", "4", "--calibrate"]) == 0
     said = capsys.readouterr().out
     assert "over 4 rows" in said and "prompts exceed the context: shots are left out from the first on" in said
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 from modernllm.core.config import InputError
 from modernllm.data.encoding import IGNORE
 from modernllm.data.tokenizers import train_bpe
-from modernllm.hf.adapters import LoraSettings, add_lora, load_adapter, load_model, save_adapter
+from modernllm.hf.adapters import load_adapter, load_model, save_adapter
 from modernllm.hf.task_evaluation import evaluate_task, model_kind
 from modernllm.hf.task_training import Tuning, encode_for, finetune_task, prepare_model
 from modernllm.hf.tasks import TASKS, read_task
@@ -84,7 +84,7 @@ def test_a_killed_training_ends_with_the_same_adapter(bases, tmp_path, precision
 def test_the_loss_is_on_the_answer_only_and_long_rows_are_counted(bases):
     model, tokenizer = prepare_model(bases["causal"], SST2, Tuning(lora_r=1))
     rows = encode_for(model, tokenizer, SST2, TRAIN, Tuning(max_length=80))
-    for ids, labels, row in list(zip(rows.inputs, rows.labels, TRAIN.rows))[:20]:
+    for ids, labels in list(zip(rows.inputs, rows.labels))[:20]:
         learnt = tokenizer.decode([token for token in labels if token != IGNORE])
         assert learnt in ("positive", "negative") and len(ids) == len(labels) <= 80
     short = encode_for(model, tokenizer, SST2, TRAIN, Tuning(max_length=max(map(len, rows.inputs)) - 4))
@@ -100,14 +100,22 @@ def test_an_adapter_of_another_base_and_targets_that_match_nothing(bases, tmp_pa
     with pytest.raises(InputError, match="is an adapter for causal with weights 0000"):
         load_adapter(tmp_path / "a")
     with pytest.raises(InputError, match="no linear layer 'query' .it has: down_proj, gate_proj"):
-        add_lora(LlamaForCausalLM(LlamaConfig(**IDS, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)),
-                 LoraSettings(targets=("query",)))
+        prepare_model(bases["causal"], SST2, Tuning(lora_targets=("query",)))
 
 
 def test_a_tokenizer_of_another_model_is_refused(bases, tmp_path):
     small = LlamaConfig(vocab_size=100, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     save_model(tmp_path, LlamaForCausalLM(small), TOKENIZER)
     with pytest.raises(InputError, match="the tokenizer does not belong to the model: it has 320 tokens, the model 100"):
+        prepare_model(find_pretrained(str(tmp_path)), SST2, Tuning())
+
+
+def test_weights_that_are_missing_are_not_drawn(bases, tmp_path):
+    config = json.loads((bases["causal"].folder / "config.json").read_text())
+    for file in bases["causal"].folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(InputError, match="weights are missing, such as model.layers.2"):
         prepare_model(find_pretrained(str(tmp_path)), SST2, Tuning())
 
 
