@@ -114,25 +114,28 @@ def paired_tests(
 def mistakes(
     record: Record,
     passes: float = 1.0,  # see `paired_tests`
-) -> pd.DataFrame:  # category, errors, of, share, low, high
+) -> pd.DataFrame:  # category, errors, of, share, low, high, of_right (the category's share of the right answers)
     "How many of a run's mistakes are in each category; empty if it has none."
     wrong, rows = int((item_scores(record) < passes).sum()), []
     for name, metric in record.metrics.items():
         if name.startswith("test_") and name.endswith("_errors"):
             count, low_high = int(metric.value), wilson(int(metric.value), wrong)
-            rows.append([name[5:-7].replace("_", " "), count, wrong, count / wrong, *low_high])
-    return pd.DataFrame(rows, columns=["category", "errors", "of", "share", "low", "high"])
+            others = record.metrics.get(f"{name[:-7]}_share_of_right")
+            of_right = others.value if others else math.nan
+            rows.append([name[5:-7].replace("_", " "), count, wrong, count / wrong, *low_high, of_right])
+    return pd.DataFrame(rows, columns=["category", "errors", "of", "share", "low", "high", "of_right"])
 
 
 def mistakes_table(
     groups: Mapping[str, list[Record]],
     passes: float = 1.0,
 ) -> pd.DataFrame:  # of strings: categories down, variants across
-    "Mistakes by category of the first run of each variant: count, and per cent of all its mistakes with interval."
+    "By category, of each variant's first run: count of mistakes, per cent of them with interval; per cent of right answers."
     columns = {}
     for variant, runs in groups.items():
         for row in mistakes(runs[0], passes).itertuples():
-            cell = f"{row.errors} of {row.of}: {percent(row.share, 0)} % ({percent(row.low, 0)}–{percent(row.high, 0)})"
+            interval = f"({percent(row.low, 0)}–{percent(row.high, 0)})"
+            cell = f"{row.errors} of {row.of}: {percent(row.share, 0)} % {interval}; {percent(row.of_right, 0)} %"
             columns.setdefault(variant, {})[row.category] = cell
     return pd.DataFrame(columns).fillna("–").rename_axis("category").reset_index()
 
