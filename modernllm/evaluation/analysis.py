@@ -119,6 +119,9 @@ def categorise(
     return list(examples)
 
 
+_NONE = "none of these"
+
+
 def count_categories(
     task: str,
     examples: Sequence[Example],  # of `categorise`
@@ -128,8 +131,8 @@ def count_categories(
     if not wrong:
         raise InputError(f"{task}: no example is wrong; there are no errors to sort")
     rows = []
-    for name in [*RULES[check_name("task", task, RULES)], "none of these"]:
-        hits, others = (sum(name in (e.categories or ["none of these"]) for e in side) for side in (wrong, right))
+    for name in [*RULES[check_name("task", task, RULES)], _NONE]:
+        hits, others = (sum(name in (e.categories or [_NONE]) for e in side) for side in (wrong, right))
         share = {"errors": hits, "share of errors": hits / len(wrong), **dict(zip(("low", "high"), wilson(hits, len(wrong))))}
         rows.append({"category": name, **share, "share of right": others / len(right) if right else None})
     return pd.DataFrame(rows)
@@ -141,7 +144,7 @@ def show_errors(
     n: int = 10,
 ) -> pd.DataFrame:  # input, output, reference, confidence
     "Errors of a category, to be read."
-    found = [e for e in examples if not e.right and category in e.categories]
+    found = [e for e in examples if not e.right and category in (e.categories or [_NONE])]
     columns = ["input", "output", "reference", "confidence"]
     chosen = sorted(found, key=lambda e: -(e.confidence or 0))[:n]
     return pd.DataFrame([[getattr(e, name) for name in columns] for e in chosen], columns=columns)

@@ -96,6 +96,8 @@ def record_scores(
         for row in count_categories(scores.task, scores.examples).to_dict("records"):
             category = f"{name}_{row['category'].replace(' ', '_')}"
             run.metric(f"{category}_errors", row["errors"], unit="examples", **size)
+            if row["share of right"] is not None:
+                run.metric(f"{category}_share_of_right", row["share of right"], unit="share", **size)
             mistakes = show_errors(scores.examples, row["category"], 10).to_dict("records")
             run.text(f"{category}_mistakes", [f"{m['input']} → {m['output']} ({m['reference']})" for m in mistakes])
     scores.save(run.dir / "examples" / name)

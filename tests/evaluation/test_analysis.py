@@ -49,6 +49,11 @@ def test_ten_at_most_the_most_confident_first():
     assert list(show_errors(examples, "contrast").columns) == list(shown.columns)
 
 
+def test_mistakes_in_no_category_can_be_read():
+    examples = categorise("sst2", [Example("a plain sentence of some words", "positive", "negative", False, 0.7)])
+    assert show_errors(examples, "none of these").input.tolist() == ["a plain sentence of some words"]
+
+
 def test_any_text_survives_the_file(tmp_path):
     examples = [Example("a\nb\u2028c", "„ä“\t", '"', True, None, True, ["negation"])]
     write_examples(tmp_path / "e.jsonl", examples)
