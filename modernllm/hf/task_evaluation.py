@@ -111,7 +111,7 @@ class TaskScores:
         for name, value in self.metrics.items():
             scores = self.items.get(name)
             interval = (None, None) if scores is None else bootstrap(scores)
-            if scores is not None and set(scores) <= {0.0, 1.0}:
+            if scores is not None and not name.startswith("rouge"):
                 interval = wilson(int(sum(scores)), len(scores))
             rows.append({"metric": name, "value": value, "low": interval[0], "high": interval[1], "n": len(self.examples)})
         return pd.DataFrame(rows)
