@@ -52,7 +52,7 @@ class Tuning(Config):
     ) -> TrainConfig:
         "The training's settings: those given, else the usual ones."
         usual = {"max_epochs": 1, "learning_rate": 5e-4 if self.lora_r else 5e-5, "schedule": "linear", "min_lr_ratio": 0.0,
-                 "weight_decay": 0.0, "beta2": 0.999, "best_metric": task.best_metric,
+                 "weight_decay": 0.0, "beta2": 0.999, "eval_every": 100, "best_metric": task.best_metric,
                  "best_mode": "min" if given.get("best_metric") == "loss" else "max"}
         if {"max_steps", "max_tokens"} & given.keys():
             del usual["max_epochs"]
