@@ -1,4 +1,4 @@
-"""Pretrained models at work: tasks, prompting, LoRA and QLoRA, fine-tuning, evaluation. Public names are loaded when first used."""
+"""Pretrained models at work: tasks, prompting, LoRA and QLoRA, fine-tuning, evaluation. Names are loaded when first used."""
 
 from modernllm import lazily
 
