@@ -70,6 +70,10 @@ def _price(name: str, default: float) -> float:
         raise InputError(f"{name} is '{text}'; allowed: a price in USD an hour, 0 or more")
     return price
 
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "on", "yes", "true")
+
 # %% ../../nbs/00_core/project.ipynb #c0e2f144
 @dataclass(frozen=True)
 class Settings:
@@ -84,6 +88,7 @@ class Settings:
     cpu_hour_price: float  # USD for one core for one hour
     gpu_hour_price: float  # USD for one GPU for one hour
     offline: bool  # never ask the hub
+    stand_ins: bool  # guides run on small stand-ins for weights and data
 
     def _of(self, folder: str, profile: str) -> Path:
         return self.root / folder / check_name("profile", profile, PROFILES)
@@ -117,5 +122,6 @@ def settings() -> Settings:
         studies=_path("MODERNLLM_STUDIES", root / "nbs/studies"),
         cpu_hour_price=_price("MODERNLLM_CPU_HOUR_PRICE", 0.04),
         gpu_hour_price=_price("MODERNLLM_GPU_HOUR_PRICE", 0.50),
-        offline=os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true"),
+        offline=_is_on("HF_HUB_OFFLINE"),
+        stand_ins=_is_on("MODERNLLM_STAND_INS"),
     )

@@ -7,23 +7,19 @@ __all__ = ['stand_in', 'read_corpus', 'corpus_table', 'read_vocabulary', 'read_t
 
 # %% ../../nbs/45_experiments/run_io.ipynb #1dc5a421
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.runs import Run
 from ..data.catalogue import resolve, stand_in_of
-from ..data.corpus import Corpus, LMBatches, documents, load_corpus
+from ..data.corpus import Corpus, documents, load_corpus
 from ..data.sources import load
 from ..data.tasks import TaskDatasetConfig, TaskSet, load_task_set, read_texts, shared_tokenizer
 from ..data.tokenizers import tokenizer_hash, with_tokens
-from .pretraining import new_decoder
-from ..models.pretrained import Weights, find_pretrained, weights_sha256
+from .stand_ins import stand_in_weights
+from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import save_model
-from ..training.config import TrainConfig
-from ..training.objectives import LanguageModelling
-from ..training.trainer import Trainer
 
 # %% ../../nbs/45_experiments/run_io.ipynb #b3a770c8
 def stand_in(
@@ -94,24 +90,12 @@ def read_tasks(
     return tasks
 
 # %% ../../nbs/45_experiments/run_io.ipynb #57eef0df
-def _stand_in_model(folder: Path, wanted: str) -> Weights:
-    "A small causal model, trained for a second on embedded text."
-    corpus = load_corpus("embedded_docs", 1024, limit_documents=60)
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    model = new_decoder(corpus, context=512, seed=0, **shape)
-    batches = LMBatches(corpus.train, block_size=64, batch_size=8)
-    Trainer(model, LanguageModelling(), batches, TrainConfig(max_steps=20), callbacks=[]).fit()
-    save_model(folder, model, corpus.tokenizer)
-    return Weights("stand-in", "stand-in", folder, None, weights_sha256(folder), licence="Apache-2.0",
-                   note=f"stand-in for {wanted}: 2 layers, 20 steps on embedded text")
-
-
 def read_weights(
     run: Run,
     name: str,  # what `find_pretrained` takes
 ) -> Weights:
     "Find pretrained weights and record them; `smoke`, which takes seconds on every machine, reads a stand-in."
-    weights = _stand_in_model(run.dir / "stand_in", name) if run.profile == "smoke" else find_pretrained(name)
+    weights = stand_in_weights(run.dir / "stand_in", name) if run.profile == "smoke" else find_pretrained(name)
     run.model(weights.origin())
     return weights
 

@@ -92,7 +92,7 @@ def save_adapter(
     base: Weights,  # what the adapter was trained on
 ) -> None:
     "Write the adapter without the base's weights."
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub for the base, and may copy it
     where = base.name if base.source != "folder" else str(base.folder)
     kind = _KINDS.get(model.peft_config["default"].task_type, "causal")
     config = {"num_labels": model.config.num_labels} if kind == "classification" else {}

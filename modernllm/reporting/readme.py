@@ -40,7 +40,9 @@ def tree(
         lines.append((name, note))
         if name == "nbs/":
             for folder in sorted(p for p in (root / "nbs").glob("[0-9]*") if any(p.glob("*.ipynb"))):
-                lines.append((f"  {folder.name}/", f"modernllm.{folder.name.split('_', 1)[1]}"))
+                package = folder.name.split("_", 1)[1]
+                there = (root / "modernllm" / package).is_dir()
+                lines.append((f"  {folder.name}/", f"modernllm.{package}" if there else "pages that export nothing"))
                 lines += [(f"    {nb.stem}", first_lines(nb)[1]) for nb in sorted(folder.glob("*.ipynb"))]
             lines.append(("  studies/", "one folder a question: plan.yaml, run.ipynb, summary.ipynb"))
             lines += [(f"    {study}/", load_plan(study).title) for study in studies()]
