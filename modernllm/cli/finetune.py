@@ -89,8 +89,6 @@ def tasks_of(
     form: str,  # of the prompt
 ) -> list:  # of `Task`
     "The tasks that a line names."
-    from dataclasses import replace
-
     from modernllm.core.config import InputError
     from modernllm.hf.tasks import find_task, own_task
     tasks = []
@@ -101,8 +99,7 @@ def tasks_of(
                 raise InputError(f"task {name}: allowed: FILE.jsonl:INPUT:TARGET, the columns of inputs and answers")
             tasks.append(own_task(file, *columns, form=form))
         else:
-            found = find_task(name.strip())
-            tasks.append(replace(found, template=replace(found.template, form=form)))
+            tasks.append(find_task(name.strip(), form))
     return tasks
 
 # %% ../../nbs/70_cli/finetune.ipynb #799d89a1

@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from .recipe import Described
-from ..core.config import Config, InputError, did_you_mean
+from .recipe import Described, by_owner
+from ..core.config import Config, InputError
 from ..data.text_files import find_path, project_name
 from ..core.provenance import file_sha256
 from ..hf.task_training import Tuning
@@ -74,11 +74,7 @@ def make_finetune_recipe(
     values: dict,  # name: value
 ) -> FinetuneRecipe:
     "Give each value to its owner and let the owner check it."
-    table = finetune_fields()
-    for name in values:
-        if name not in table:
-            raise InputError(f"no setting '{name}'{did_you_mean(name, table)} (`modernllm finetune --fields` lists all)")
-    own = {owner: {n: v for n, v in values.items() if table[n][0] == owner} for owner in OWNERS}
+    own = by_owner(values, finetune_fields(), "finetune")
     asked, tuning = FinetuneConfig(**own["task"]), Tuning(**own["tuning"])
     if (asked.task is None) == (asked.data is None):
         raise InputError("give one of task and data: task=sst2, or data=my.jsonl input=COLUMN target=COLUMN")
@@ -86,7 +82,6 @@ def make_finetune_recipe(
         words = {"instruction": asked.instruction, "labels": asked.labels, "form": asked.form}
         task = own_task(asked.data, asked.input, asked.target, **words)
     else:
-        found = find_task(asked.task)
-        task = dataclasses.replace(found, template=dataclasses.replace(found.template, form=asked.form))
+        task = find_task(asked.task, asked.form)
     training = tuning.training(task, **own["training"])
     return FinetuneRecipe(asked, tuning, task, find_pretrained(asked.model), training, dict(values))

@@ -6,10 +6,11 @@
 __all__ = ['score_pairs', 'greedy_answers', 'target_logprobs']
 
 # %% ../../nbs/40_evaluation/seq2seq.ipynb #57b326ea
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..core.evaluation_mode import evaluation_mode
@@ -17,10 +18,17 @@ from ..data.encoding import IGNORE, EncodedRows, collate
 from ..models.generation import fixed_generation_config
 
 # %% ../../nbs/40_evaluation/seq2seq.ipynb #54aaf508
-def _in_order(pairs: EncodedRows, batch_size: int):
-    "Indices of pairs in batches of similar length."
+def _scored(model: PreTrainedModel, pairs: EncodedRows, batch_size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    "Indices, labels and logits of pairs, in batches of similar length."
     order = sorted(range(len(pairs)), key=lambda k: (len(pairs.labels[k]), len(pairs.inputs[k])))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = {name: value.to(model.device) for name, value in pairs.batch(chosen).items()}
+        labels = batch.pop("labels")
+        shifted = model.prepare_decoder_input_ids_from_labels(labels)
+        with evaluation_mode(model):
+            logits = model(**batch, decoder_input_ids=shifted, use_cache=False).logits.float()
+        yield chosen, labels, logits
 
 
 @torch.no_grad()
@@ -31,12 +39,7 @@ def score_pairs(
 ) -> dict[str, float]:  # loss (nats a target token), token_accuracy, exact_match
     "Loss, token accuracy and exact match on a split."
     nats = tokens = right = exact = 0
-    for chosen in _in_order(pairs, batch_size):
-        batch = {name: value.to(model.device) for name, value in pairs.batch(chosen).items()}
-        labels = batch.pop("labels")
-        shifted = model.prepare_decoder_input_ids_from_labels(labels)
-        with evaluation_mode(model):
-            logits = model(**batch, decoder_input_ids=shifted, use_cache=False).logits.float()
+    for _, labels, logits in _scored(model, pairs, batch_size):
         nats += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum").item()
         hit, counted = logits.argmax(-1) == labels, labels != IGNORE
         tokens, right = tokens + counted.sum().item(), right + (hit & counted).sum().item()
@@ -71,12 +74,7 @@ def target_logprobs(
 ) -> list[float]:  # nats, the end of each target included
     "Summed log-probability of each target."
     sums = [0.0] * len(pairs)
-    for chosen in _in_order(pairs, batch_size):
-        batch = {name: value.to(model.device) for name, value in pairs.batch(chosen).items()}
-        labels = batch.pop("labels")
-        shifted = model.prepare_decoder_input_ids_from_labels(labels)
-        with evaluation_mode(model):
-            logits = model(**batch, decoder_input_ids=shifted, use_cache=False).logits.float()
+    for chosen, labels, logits in _scored(model, pairs, batch_size):
         each = -F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").sum(1)
         for k, value in zip(chosen, each.tolist()):
             sums[k] = value

@@ -28,8 +28,8 @@ def task_of(
     max_new_tokens: int | None = None,  # None: the task's
 ) -> Task:
     "A task with the prompt form of this run."
-    task = find_task(name)
-    return replace(task, template=replace(task.template, form=form), max_new_tokens=max_new_tokens or task.max_new_tokens)
+    task = find_task(name, form)
+    return replace(task, max_new_tokens=max_new_tokens or task.max_new_tokens)
 
 
 def read_split(

@@ -135,6 +135,8 @@ def _own_rows(task: Task, split: str) -> TaskRows:
 # %% ../../nbs/51_hf/tasks.ipynb #384ae9c2
 def find_task(
     name: str,
+    form: str = "auto",  # of the prompt template
 ) -> Task:
     "A task by its name."
-    return TASKS[check_name("task", name, TASKS)]
+    task = TASKS[check_name("task", name, TASKS)]
+    return replace(task, template=replace(task.template, form=form))
