@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from .app import examples
+from .app import examples, takes_settings
 
 # %% ../../nbs/70_cli/finetune.ipynb #429994f2
 def fit_task(
@@ -56,25 +56,18 @@ def fit_task(
     "modernllm finetune task=sst2 kind=classification form=plain       a head for labels in place of label words",
     "modernllm finetune --fields                                       every setting with its default",
 ))
-@click.argument("assignments", nargs=-1, metavar="[NAME=VALUE]...")
-@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file of the same names; the line wins.")
+@takes_settings("modernllm.cli.finetune_recipe:finetune_fields")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for checkpoints and the model.")
-@click.option("--fields", "list_fields", is_flag=True, help="List every setting with its default and stop.")
-def finetune(assignments, config, out, list_fields):
+def finetune(values, out):
     """Train a pretrained model on a task. The same line again continues an interrupted training.
 
     The weights of the evaluation with the best metric of the task are kept. Own data is a .jsonl file with an object a line;
     one row in ten is held out for validation.
     """
-    from modernllm.cli.finetune_recipe import finetune_fields, make_finetune_recipe
+    from modernllm.cli.finetune_recipe import make_finetune_recipe
     from modernllm.cli.recipe import check_folder
-    from modernllm.core.config import Config, load_yaml
     from modernllm.core.project import settings
-    if list_fields:
-        for name, (owner, default) in finetune_fields().items():
-            click.echo(f"{owner:9} {name}={default}")
-        return
-    recipe = make_finetune_recipe({**(load_yaml(config) if config else {}), **Config.parse_assignments(assignments)})
+    recipe = make_finetune_recipe(values)
     out = out or settings().runs / "finetune" / recipe.key
     check_folder(out, recipe)
     tuned = fit_task(recipe, out)

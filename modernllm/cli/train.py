@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from .app import examples
+from .app import examples, takes_settings
 
 # %% ../../nbs/70_cli/train.ipynb #f920f1f4
 def saved_settings(
@@ -152,26 +152,18 @@ def overfit_tokens(
     "modernllm train --overfit-tokens 1024                        can it overfit? a check, nothing is saved",
     "modernllm train --fields                                     every setting with its default",
 ))
-@click.argument("assignments", nargs=-1, metavar="[NAME=VALUE]...")
-@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file of the same names; the line wins.")
+@takes_settings("modernllm.cli.recipe:fields")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for checkpoints and the model.")
 @click.option("--overfit-tokens", "overfit", type=click.IntRange(1), help="Overfit so many tokens: a check, nothing is saved.")
-@click.option("--fields", "list_fields", is_flag=True, help="List every setting with its default and stop.")
-def train(assignments, config, out, overfit, list_fields):
+def train(values, out, overfit):
     """Train a model on a text and save it. The same line again continues an interrupted training.
 
     Own text is UTF-8. In a text file (.txt, .md) a line that holds only <|endoftext|> ends a document; in a file without
     such a line two or more blank lines or a form feed do; else the file is one document. In a .jsonl file each row is a document.
     One document in twenty is held out for validation; of fewer than twenty documents, the last twentieth of each.
     """
-    from modernllm.core.config import Config, load_yaml
-    from modernllm.core.project import settings
-    values = {**(load_yaml(config) if config else {}), **Config.parse_assignments(assignments)}
     from modernllm.cli import recipe as recipes
-    if list_fields:
-        for name, (owner, default) in recipes.fields().items():
-            click.echo(f"{owner:9} {name}={default}")
-        return
+    from modernllm.core.project import settings
     recipe = recipes.make_recipe(values)
     if overfit:
         if out:
