@@ -71,6 +71,7 @@ TEMPLATES = {
         instruction="Solve this problem step by step. End with a line that holds #### and the final number.",
         given="question", wanted="answer", names=("Question", "Answer"),
     ),
+    "word_problems": Template(instruction="", given="question", wanted="answer", names=("Question", "Answer")),
 }
 
 # %% ../../nbs/51_hf/templates.ipynb #0227f8a0
