@@ -3,16 +3,21 @@
 from modernllm import lazily
 
 _EXPORTS = {
-    "JudgedRows": "judging",
     "balance": "judging",
+    "best_of_n": "voting",
+    "evaluate_verifier": "verifier",
     "judge": "judging",
+    "JudgedRows": "judging",
     "label_answers": "judging",
+    "majority_vote": "voting",
+    "new_verifier": "verifier",
+    "pass_at_k": "voting",
+    "sample_answers": "sampling",
     "split_problems": "judging",
+    "train_verifier": "verifier",
     "Verifier": "verifier",
     "VerifierScores": "verifier",
     "VerifierSettings": "verifier",
-    "evaluate_verifier": "verifier",
-    "new_verifier": "verifier",
-    "train_verifier": "verifier",
+    "weighted_vote": "voting",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)
