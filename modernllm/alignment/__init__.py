@@ -3,8 +3,11 @@
 from modernllm import lazily
 
 _EXPORTS = {
+    "arithmetic_preferences": "preference_datasets",
     "balance": "judging",
     "best_of_n": "voting",
+    "dpo_loss": "dpo_loss",
+    "DPOSettings": "dpo",
     "evaluate_verifier": "verifier",
     "judge": "judging",
     "JudgedRows": "judging",
@@ -12,8 +15,11 @@ _EXPORTS = {
     "majority_vote": "voting",
     "new_verifier": "verifier",
     "pass_at_k": "voting",
+    "PreferenceRows": "preference_datasets",
+    "read_preferences": "preference_datasets",
     "sample_answers": "sampling",
     "split_problems": "judging",
+    "train_dpo": "dpo",
     "train_verifier": "verifier",
     "Verifier": "verifier",
     "VerifierScores": "verifier",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.config import InputError, did_you_mean
 from .embedded import embedded_documents
-from .generated import generated_pairs, generated_reviews
+from .generated import generated_pairs, generated_preferences, generated_reviews
 from .text_files import TextFiles, find_path, project_name
 from .word_problems import ROWS, word_problems
 
@@ -195,6 +195,11 @@ _PREFERENCES = tuple(
         mirror={"test": MirrorFile(f"hh_rlhf/{part}_test.jsonl.gz")},
     )
     for part in ("helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base")
+) + (
+    Source(
+        "generated_preferences", "Requests with a right and a wrong call, from a seeded generator", "Apache-2.0", _ALL,
+        "preferences", columns=("chosen", "rejected"), home="this package", made=generated_preferences, place="generated",
+    ),
 )
 _CONVERSATIONS = (
     Source(
