@@ -1,19 +1,30 @@
-"""From a base model to checked answers: fine-tuning on conversations and preferences, a verifier, votes over sampled answers. Names are loaded when first used."""
+"""From a base model to checked answers: conversations, preferences, a verifier, votes over sampled answers. Names are loaded when first used."""
 
 from modernllm import lazily
 
 # public name: module of this package that defines it
 _EXPORTS = {
     "DPOSettings": "dpo",
+    "JudgedRows": "judging",
     "PreferenceRows": "preference_datasets",
+    "Verifier": "verifier",
+    "VerifierScores": "verifier",
+    "VerifierSettings": "verifier",
     "arithmetic_preferences": "preference_datasets",
+    "balance": "judging",
     "best_of_n": "voting",
     "dpo_loss": "dpo_loss",
+    "evaluate_verifier": "verifier",
+    "judge": "judging",
+    "label_answers": "judging",
     "majority_vote": "voting",
+    "new_verifier": "verifier",
     "pass_at_k": "voting",
     "read_preferences": "preference_datasets",
     "sample_answers": "sampling",
+    "split_problems": "judging",
     "train_dpo": "dpo",
+    "train_verifier": "verifier",
     "weighted_vote": "voting",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

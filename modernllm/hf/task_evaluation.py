@@ -135,7 +135,7 @@ def _examples(task: Task, rows: TaskRows, found: Classified | Solved, items: dic
         said, more = found.texts, [{"cut": flag} for flag in found.unfinished]
     made = [Example(task.template.input(row), output, answer, ok, **facts)
             for row, output, answer, ok, facts in zip(rows.rows, said, answers, right, more)]
-    return categorise(task.name, made) if task.name in RULES else made
+    return categorise(task.name, made) if task.name in RULES and task.own is None else made  # an own file may have any name
 
 # %% ../../nbs/51_hf/task_evaluation.ipynb #dc4f086f
 def score_predictions(

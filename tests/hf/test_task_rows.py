@@ -86,3 +86,15 @@ def test_unknown_names(file):
         own_task("nowhere.jsonl")
     with pytest.raises(InputError, match="split"):
         read_task(own_task(file(*rows_of(20)), "text", "label"), "test")
+
+
+def test_rules_of_a_known_task_are_not_for_an_own_file_of_its_name(tmp_path):
+    from modernllm.hf.prompting import Classified
+    from modernllm.hf.task_evaluation import score_predictions
+
+    path = tmp_path / "preferences.jsonl"
+    path.write_text("".join(f'{{"input": "text {k}", "target": "{"ab"[k % 2]}"}}\n' for k in range(40)))
+    task = own_task(path)
+    rows = read_task(task, "train")
+    found = Classified([0] * len(rows), [[0.9, 0.1]] * len(rows), 0)
+    assert not any(example.categories for example in score_predictions(task, rows, found).examples)
