@@ -15,6 +15,7 @@ from ..core.config import InputError, did_you_mean
 from .embedded import embedded_documents
 from .generated import generated_instructions, generated_pairs, generated_reviews
 from .text_files import TextFiles, find_path, project_name
+from .word_problems import ROWS, word_problems
 
 # %% ../../nbs/10_data/catalogue.ipynb #8a12d18a
 KINDS = {
@@ -146,6 +147,10 @@ _PAIRS = (
     Source(
         "generated_pairs", "Requests to calls, from a seeded generator", "Apache-2.0", _ALL, "pairs",
         columns=("source", "target"), home="this package", made=generated_pairs, place="generated",
+    ),
+    Source(
+        "word_problems", "Word problems of one to four steps, from a seeded generator", "Apache-2.0", tuple(ROWS), "pairs",
+        columns=("question", "answer", "steps", "template"), home="this package", made=word_problems, place="generated",
     ),
 )
 

@@ -32,7 +32,7 @@ ALLOWED_MODULES = {  # module name in a decoder → allowed classes, without sub
     "mlp": current_forwards(SwiGLU, SparseMoE), "experts": current_forwards(Experts), "gate": current_forwards(Router),
     "shared_expert": current_forwards(SwiGLU),
 }
-PREPARATION_METHODS = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill")
+PREPARATION_METHODS = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 STANDARD_METHODS = {name: getattr(GenerationMixin, name) for name in PREPARATION_METHODS}
 
 # %% ../../nbs/20_models/plain.ipynb #7e4a0b06
