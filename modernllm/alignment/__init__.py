@@ -1,29 +1,35 @@
-"""From a base model to checked answers: conversations, preferences, a verifier, votes over sampled answers. Names are loaded when first used."""
+"""From a base model to checked answers: conversations, preferences, a verifier, votes over answers. Names are loaded lazily."""
 
 from modernllm import lazily
 
 # public name: module of this package that defines it
 _EXPORTS = {
     "DPOSettings": "dpo",
+    "INSTRUCTIONS": "instructions",
     "JudgedRows": "judging",
     "PreferenceRows": "preference_datasets",
+    "SFTSettings": "sft",
     "Verifier": "verifier",
     "VerifierScores": "verifier",
     "VerifierSettings": "verifier",
     "arithmetic_preferences": "preference_datasets",
     "balance": "judging",
     "best_of_n": "voting",
+    "check_instructions": "instructions",
     "dpo_loss": "dpo_loss",
+    "evaluate_sft": "sft",
     "evaluate_verifier": "verifier",
     "judge": "judging",
     "label_answers": "judging",
     "majority_vote": "voting",
     "new_verifier": "verifier",
     "pass_at_k": "voting",
+    "read_conversations": "conversations",
     "read_preferences": "preference_datasets",
     "sample_answers": "sampling",
     "split_problems": "judging",
     "train_dpo": "dpo",
+    "train_sft": "sft",
     "train_verifier": "verifier",
     "weighted_vote": "voting",
 }
