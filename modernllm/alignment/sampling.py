@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DrawnTokens', 'Cost', 'Candidate', 'cost', 'answer_flops', 'sample_answers']
 
-# %% ../../nbs/54_alignment/sampling.ipynb #f2e3fdbe
+# %% ../../nbs/54_alignment/sampling.ipynb #25ca75ad
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,9 @@ from ..core.config import InputError
 from ..core.seeding import numpy_rng
 from ..models.budget import forward_flops, layer_windows
 from ..models.config import ModernLLMConfig
-from ..models.generation import check_sampling, continue_prompts
+from ..models.generation import Continuation, check_sampling, continue_prompts
+
+from .calculator_decoding import CalculatorDecoding
 
 # %% ../../nbs/54_alignment/sampling.ipynb #eaef6971
 class DrawnTokens(LogitsProcessor):
@@ -45,7 +48,7 @@ class DrawnTokens(LogitsProcessor):
         chosen = torch.searchsorted(cumulative, u, right=True).clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
 
-# %% ../../nbs/54_alignment/sampling.ipynb #ad0f4bc7
+# %% ../../nbs/54_alignment/sampling.ipynb #2f288907
 class Cost(NamedTuple):
     "What answers to one prompt cost."
 
@@ -62,6 +65,7 @@ class Candidate:
     tokens: int  # written, the end token counted
     flops: float  # of writing it
     prompt_flops: float  # of reading the prompt, which other answers share
+    computed: int = 0  # annotations whose value the calculator wrote
 
 
 def cost(
@@ -93,11 +97,16 @@ def answer_flops(
     writing = _span_flops(model, prompt_tokens + 1, prompt_tokens + new_tokens - 1, new_tokens - 1)
     return _span_flops(model, 1, prompt_tokens, 1), writing
 
-# %% ../../nbs/54_alignment/sampling.ipynb #761473b5
+# %% ../../nbs/54_alignment/sampling.ipynb #71700e05
 def _uniforms(seed: int, prompts: Sequence[str], numbers: Sequence[int], length: int) -> Tensor:
     "(prompts · numbers, length): the random numbers of answers, by prompt and number."
     rows = [numpy_rng(seed, "answer", prompt, number).random(length) for prompt in prompts for number in numbers]
     return torch.from_numpy(np.stack(rows))
+
+
+def _candidate(model, said: Continuation, computed: int) -> Candidate:
+    reading, writing = answer_flops(model, said.prompt_tokens, said.tokens)
+    return Candidate(said.text, said.ended, said.tokens, writing, reading, computed)
 
 
 def sample_answers(
@@ -111,6 +120,7 @@ def sample_answers(
     top_p: float | None = None,  # as in `continue_prompts`
     seed: int = 0,
     first: int = 0,  # number of the first answer: 4 goes on where n=4 ended
+    calculator: bool = False,  # write the values of `<<…=` annotations, see `calculator_decoding`
     batch_size: int = 64,  # answers that are written at the same time
 ) -> list[list[Candidate]]:  # (prompts, n)
     "Answer every prompt `n` times. An answer depends on model, settings, seed, prompt and its number only."
@@ -130,13 +140,10 @@ def sample_answers(
         for begin in range(first, first + n, copies):
             numbers = range(begin, min(begin + copies, first + n))
             uniforms = _uniforms(seed, asked, numbers, max_new_tokens)
-            drawn = [DrawnTokens(uniforms, temperature, top_p)] if temperature > 0 else []
+            steps = ([CalculatorDecoding(tokenizer)] if calculator else []) + (
+                [DrawnTokens(uniforms, temperature, top_p)] if temperature > 0 else [])
             written = continue_prompts(model, tokenizer, asked, max_new_tokens=max_new_tokens, temperature=0,
-                                       copies=len(numbers), logits_processor=drawn)
-            answers |= zip(((i, k) for i in chosen for k in numbers), written)
-    return [[_candidate(model, answers[i, k]) for k in range(first, first + n)] for i in range(len(prompts))]
-
-
-def _candidate(model, said) -> Candidate:
-    reading, writing = answer_flops(model, said.prompt_tokens, said.tokens)
-    return Candidate(said.text, said.ended, said.tokens, writing, reading)
+                                       copies=len(numbers), logits_processor=steps)
+            computed = steps[0].computed if calculator else [0] * len(written)
+            answers |= zip(((i, k) for i in chosen for k in numbers), map(partial(_candidate, model), written, computed))
+    return [[answers[i, k] for k in range(first, first + n)] for i in range(len(prompts))]
