@@ -45,7 +45,7 @@ def examples(
         "study": "modernllm.cli.study:study",
         "train": "modernllm.cli.train:train",
         "finetune": "modernllm.cli.finetune:finetune",
-        "evaluate": "modernllm.cli.train:evaluate",
+        "evaluate": "modernllm.cli.evaluate:evaluate",
         "generate": "modernllm.cli.train:generate",
         "runs": "modernllm.cli.runs:runs",
         "export": "modernllm.cli.export:export",
