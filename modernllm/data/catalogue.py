@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.config import InputError, did_you_mean
 from .embedded import embedded_documents
-from .generated import generated_pairs, generated_preferences, generated_reviews
+from .generated import generated_instructions, generated_pairs, generated_preferences, generated_reviews
 from .text_files import TextFiles, find_path, project_name
 from .word_problems import ROWS, word_problems
 
@@ -23,7 +23,7 @@ KINDS = {
     "pairs": "a source and its target",
     "labels": "a text and its label",
     "preferences": "a preferred and a rejected answer, each behind the same conversation",
-    "conversations": "an instruction, an input, which may be empty, and the answer",
+    "conversations": "an instruction, an input, which may be empty, and the answer; or an instruction and a list of these two",
     "choices": "a question, its options and which is right; or a right and a wrong sentence",
 }
 
@@ -201,11 +201,20 @@ _PREFERENCES = tuple(
         "preferences", columns=("chosen", "rejected"), home="this package", made=generated_preferences, place="generated",
     ),
 )
+_SUBSET = MirrorFile("alpaca_subset/alpaca_5000.jsonl.gz", "partial: 5,000 of 52,002 rows, by a rule not stated")
 _CONVERSATIONS = (
     Source(
         "alpaca", "Alpaca: instructions and answers", "CC BY-NC 4.0", ("train",), "conversations",
-        columns=("instruction", "input", "output"), hub="tatsu-lab/alpaca",
-        mirror={"train": MirrorFile("alpaca_subset/alpaca_5000.jsonl.gz", "partial: 5,000 of 52,002 rows, by a rule not stated")},
+        columns=("instruction", "input", "output"), hub="tatsu-lab/alpaca", mirror={"train": _SUBSET},
+    ),
+    Source(
+        "user_oriented_instructions", "Instructions for everyday applications, written by experts", "Apache-2.0", ("test",),
+        "conversations", columns=("instruction", "instances"), home="https://github.com/yizhongw/self-instruct, human_eval",
+        mirror={"test": MirrorFile("alpaca_subset/user_oriented_instructions.jsonl.gz")},
+    ),
+    Source(
+        "generated_instructions", "Tasks on a few words, from a seeded generator", "Apache-2.0", _ALL, "conversations",
+        columns=("instruction", "input", "output"), home="this package", made=generated_instructions, place="generated",
     ),
 )
 

@@ -7,7 +7,6 @@ __all__ = ['IGNORE', 'pad_id', 'end_id', 'text_frame', 'text_ids', 'pad_rows', '
            'encode_causal', 'encode_prompted', 'encode_classification', 'encode_chat', 'RowBatches']
 
 # %% ../../nbs/10_data/encoding.ipynb #11cef469
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import numpy as np
 from ..core.config import InputError
 from ..core.provenance import json_sha256
 from ..core.seeding import numpy_rng
+from .chat_templates import chat_template, chat_tokens
 from .sources import SplitOrigin
 from .tokenizers import encode_documents, tokenizer_hash
 
@@ -264,16 +264,10 @@ def encode_chat(
     max_length: int,  # tokens of a row
 ) -> EncodedRows:
     "Each conversation in one row, with a loss on what the assistant says; too long ones, or without an answer, are left out."
-    template = tokenizer.chat_template
-    if not template or not re.search(r"{%-?\s*generation\b", str(template)):
-        what = "marks no assistant tokens ({% generation %})" if template else "is missing"
-        raise InputError(f"tokenizer {type(tokenizer).__name__}: its chat template {what}; allowed: one that does")
-    rows = []
-    for messages in conversations:
-        said = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-        rows.append(_shifted(said["input_ids"], said["assistant_masks"], max_length))
+    template = chat_template(tokenizer)
+    rows = [_shifted(*chat_tokens(tokenizer, messages), max_length) for messages in conversations]
     return _rows(tokenizer, origin, rows, "targets", f"at most {max_length} tokens and an answer", max_length=max_length,
-                 template=str(template))
+                 template=template)
 
 # %% ../../nbs/10_data/encoding.ipynb #71dd0989
 class RowBatches:

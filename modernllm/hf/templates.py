@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.config import InputError, check_name
+from ..data.chat_templates import without_control_tokens
 
 # %% ../../nbs/51_hf/templates.ipynb #ea78a222
 @dataclass(frozen=True)
@@ -74,13 +75,6 @@ TEMPLATES = {
 }
 
 # %% ../../nbs/51_hf/templates.ipynb #0227f8a0
-def _without_control_tokens(tokenizer, text: str) -> str:
-    "The text with a zero-width space in each control token that it spells out, which then is text."
-    for token in tokenizer.all_special_tokens:
-        text = text.replace(token, f"{token[0]}\u200b{token[1:]}") if len(token) > 1 else text
-    return text
-
-
 def write_prompt(
     tokenizer,
     template: Template,
@@ -88,7 +82,7 @@ def write_prompt(
     shots: Sequence[dict] = (),
 ) -> tuple[str, str]:  # the prompt, and what stands between it and the answer
     "The prompt of a row, as text."
-    safe = [{name: _without_control_tokens(tokenizer, value) if isinstance(value, str) else value for name, value in one.items()}
+    safe = [{name: without_control_tokens(tokenizer, value) if isinstance(value, str) else value for name, value in one.items()}
             for one in (row, *shots)]
     row, shots = safe[0], safe[1:]
     if template.form == "chat" and not tokenizer.chat_template:
