@@ -28,14 +28,13 @@ def check_messages(
 ) -> list[dict]:  # the same
     "Refuse a conversation without an answer at its end, or with roles out of order."
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise InputError(f'{where}: messages is {json.dumps(messages)[:60]}; allowed: a list of {{"role": …, "content": …}}')
+        raise InputError(f'{where}: messages is {str(messages)[:60]}; allowed: a list of {{"role": …, "content": …}}')
     for i, message in enumerate(messages, 1):
         if message.get("role") not in ROLES:
             raise InputError(f"{where}: message {i} has role {message.get('role')!r}; allowed: {', '.join(ROLES)}")
         content = message.get("content")
         if not isinstance(content, str) or not content.strip():
-            raise InputError(f"{where}: message {i}, of the {message['role']}, has content {content!r}; allowed: a text that is not "
-                             "empty")
+            raise InputError(f"{where}: message {i}, of the {message['role']}, has content {content!r}; allowed: a text")
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise InputError(f"{where}: has no assistant turn; allowed: a conversation with one, which is learnt")

@@ -30,7 +30,7 @@ Positive = typing.Annotated[int, Field(ge=1)]
 
 
 class DataConfig(Config):
-    "What a model reads."
+    "What a model reads, in which portions."
 
     data: str = "embedded_docs"  # of `modernllm data list`, or my.txt, folder/, rows.jsonl:COLUMN, hub:org/name[:CONFIG]
     vocab_size: Positive | None = None  # tokens of the tokenizer trained on it; None: 4096, or as many as the text supports
@@ -39,6 +39,7 @@ class DataConfig(Config):
     limit_documents: Positive | None = None  # only the first documents of each split
     batch_size: Positive = 16  # rows of a batch; a row is max_position_embeddings tokens
     separate_documents: bool = False  # no attention across the border of two documents in a row
+    checkpointing: bool = False  # layers are computed again for the backward pass: less memory, a third more time
 
 # %% ../../nbs/70_cli/recipe.ipynb #658f0fc0
 FOLDERS = {  # settings that name a saved model: the hash of what is taken from it

@@ -105,11 +105,9 @@ def test_the_loss_of_our_chats_is_on_every_answer_and_its_end(cache):
     assert tokenizer.decode([t for t in rows.labels[0] if t != IGNORE]) == "Yes.<|end|>"
 
 
-@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])
-def test_a_template_without_marks_is_refused(template):
-    tokenizer = words(eos_token="<e>", chat_template=template)
-    with pytest.raises(InputError, match="chat template") as caught:
-        encode_chat(tokenizer, HERE, [[{"role": "user", "content": "a"}]], max_length=9)
+def test_a_tokenizer_without_a_chat_template_is_refused():
+    with pytest.raises(InputError, match="its chat template is missing") as caught:
+        encode_chat(words(eos_token="<e>"), HERE, [[{"role": "user", "content": "a"}]], max_length=9)
     assert "\n" not in str(caught.value)
 
 
