@@ -44,7 +44,8 @@ TASKS = {task.name: task for task in (
     Task("sst2", "sst2", TEMPLATES["sst2"], "sst2", "accuracy", max_length=128, test="validation", held_out=True),
     Task("samsum", "samsum", TEMPLATES["samsum"], "samsum", "rougeL", passes=0.3, max_length=1024, max_new_tokens=96),
     Task("gsm8k", "gsm8k", TEMPLATES["gsm8k"], "gsm8k", "exact_match_flexible", max_length=512, max_new_tokens=256),
-    Task("word_problems", "word_problems", TEMPLATES["word_problems"], "gsm8k", "exact_match", max_length=320, max_new_tokens=160),
+    Task("word_problems", "word_problems", TEMPLATES["word_problems"], "gsm8k", "exact_match", max_length=320,
+         max_new_tokens=160),
 )}
 
 # %% ../../nbs/51_hf/tasks.ipynb #c8d9f0c1

@@ -91,8 +91,10 @@ def test_no_problem_of_the_verifier_is_in_training_and_validation(base):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_missing_or_unknown_is_named(command, base, capsys):
     data, model = f"data={base / 'nowhere.jsonl'}", f"model={base / 'base'}"
-    for words, said in (([], "data is missing"), ([data, model], "there is no such file"), ([data, "lora_rank=8"], "did you mean 'lora_r'"),
-                        (["data=sst2", model], "sst2"), ([data, "model=nowhere"], "nowhere"), ([data, model, "lora_r=-1"], "lora_r")):
+    for words, said in (
+        ([], "data is missing"), ([data, model], "there is no such file"), ([data, "lora_rank=8"], "did you mean 'lora_r'"),
+        (["data=sst2", model], "sst2"), ([data, "model=nowhere"], "nowhere"), ([data, model, "lora_r=-1"], "lora_r"),
+    ):
         assert main([command, *words, *QUICK]) == 2
         assert said in capsys.readouterr().err, words
 
