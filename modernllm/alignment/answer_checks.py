@@ -35,14 +35,17 @@ def words(low: int, high: int) -> Check:
 
 
 def characters(low: int, high: int) -> Check:
+    "So many characters."
     return lambda answer: low <= len(answer.strip()) <= high
 
 
 def sentences(n: int) -> Check:
+    "So many sentences."
     return lambda answer: len(sentences_of(answer)) == n
 
 
 def lines(n: int) -> Check:
+    "So many lines that are not empty."
     return lambda answer: len(lines_of(answer)) == n
 
 
@@ -110,12 +113,11 @@ def matches(pattern: str) -> Check:
     return lambda answer: bool(re.fullmatch(pattern, answer.strip(), flags=re.S))
 
 
-def table(columns: int) -> Check:
-    "A Markdown table of so many columns: a head, its rule, a row at least."
+def table(columns: int, rows: int) -> Check:
+    "A Markdown table of so many columns, with a head, its rule and so many rows; text around it does not matter."
     def check(answer: str) -> bool:
-        rows = [line.strip() for line in answer.splitlines() if line.count("|") >= columns - 1 and "|" in line]
-        cells = [row.strip("|").split("|") for row in rows]
-        ruled = len(rows) > 2 and all(re.fullmatch(r"\s*:?-+:?\s*", cell) for cell in cells[1])
+        cells = [line.strip().strip("|").split("|") for line in answer.splitlines() if "|" in line]
+        ruled = len(cells) == rows + 2 and all(re.fullmatch(r"\s*:?-+:?\s*", cell) for cell in cells[1])
         return ruled and all(len(row) == columns for row in cells)
 
     return check

@@ -19,8 +19,8 @@ SMOLLM2 = (  # as the model has it
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is 7 odd?"}, {"role": "assistant", "content": "Yes."},
-        {"role": "user", "content": "Is 8?"}, {"role": "assistant", "content": "No,\n8 is even."}]
+CHAT = [{"role": role, "content": content} for role, content in (
+    ("system", "Be brief."), ("user", "Is 7 odd?"), ("assistant", "Yes."), ("user", "Is 8?"), ("assistant", "No,\n8 is even."))]
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_control_tokens_of_a_user_are_text(smollm2, said):
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(smollm2):
     changing = copy.deepcopy(smollm2)
-    changing.chat_template = ("{% for m in messages %}{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}{% endif %}<|im_end|>"
-                              "{% endfor %}{% if add_generation_prompt %}{% endif %}")
+    changing.chat_template = ("{% for m in messages %}{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
+                              "<|im_end|>{% endfor %}")
     with pytest.raises(InputError, match="allowed: a template with {% generation %}") as caught:
         chat_tokens(changing, CHAT)
     assert "\n" not in str(caught.value)
@@ -110,7 +110,8 @@ def test_loss_and_gradients_of_packed_rows_are_those_of_the_rows_alone(ours, kin
     assert len(packed) < len(rows) and packed.n_targets == rows.n_targets
     for side in (rows, packed):
         model.zero_grad()
-        out = [LanguageModelling().loss(model.eval(), side.batch(range(k, min(k + 2, len(side))))) for k in range(0, len(side), 2)]
+        parts = [range(k, min(k + 2, len(side))) for k in range(0, len(side), 2)]
+        out = [LanguageModelling().loss(model.eval(), side.batch(part)) for part in parts]
         sum(one.total for one in out).backward()
         losses.append(sum(one.total.item() for one in out) / sum(int(one.weight) for one in out))
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
