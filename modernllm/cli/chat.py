@@ -45,6 +45,8 @@ def read_line(
         try:
             return input("> ") if terminal else input()
         except EOFError:
+            if terminal:
+                click.echo()
             return None
         except KeyboardInterrupt:
             if not terminal:

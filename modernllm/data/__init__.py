@@ -24,6 +24,7 @@ _EXPORTS = {
     "encode_chat": "encoding",
     "encode_classification": "encoding",
     "encode_seq2seq": "encoding",
+    "pack_rows": "packing",
     "token_split": "corpus",
     "write_manifest": "manifest",
 }
