@@ -16,11 +16,13 @@ Check = Callable[[str], bool]
 
 # %% ../../nbs/54_alignment/answer_checks.ipynb #1c5e0006
 _WORD = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*")
+_SHORT = re.compile(r"\b(e\.g|i\.e|vs|Mrs?|Ms|Dr|St)\.")  # whose full stop ends no sentence
 _ITEM = {"bullets": re.compile(r"^\s*[-*•]\s+\S", re.M), "numbers": re.compile(r"^\s*(\d+)[.)]\s+\S", re.M)}
 
 
 def sentences_of(text: str) -> list[str]:
     "Its sentences: ended by a full stop, an exclamation or a question mark; a last one without an end counts."
+    text = _SHORT.sub(r"\1", text)
     return [part for part in re.split(r"(?<=[.!?])[\"'”’)]*\s+", text.strip()) if _WORD.search(part)]
 
 

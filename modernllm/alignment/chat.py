@@ -38,14 +38,14 @@ class ToldText(LogitsProcessor):
 
     def finish(self, text: str) -> None:
         "Tell what of the text was not told yet."
-        if len(text) > len(self.text):
-            self.tell(text[len(self.text) :])
-            self.text = text
+        piece, self.text = text[len(self.text) :], max(self.text, text, key=len)
+        if piece:
+            self.tell(piece)
 
 # %% ../../nbs/54_alignment/chat.ipynb #c4a70008
 @dataclass
 class Chat:
-    "A conversation with a model, in memory."
+    "A conversation with a model."
 
     model: nn.Module  # causal
     tokenizer: object  # with a chat template
@@ -61,7 +61,8 @@ class Chat:
         context = getattr(self.model.config, "max_position_embeddings", None)
         self.room = context - self.max_new_tokens if context else None  # tokens that a prompt may have
         if self.room is not None and self.room < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}; allowed: less than the model's context of {context} tokens")
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}; allowed: less than the model's context of {context} "
+                             "tokens")
 
     def messages(self, said: str) -> list[dict]:
         "The conversation with a new question."

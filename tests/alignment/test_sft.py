@@ -10,6 +10,8 @@ from modernllm.alignment.sft import SFTSettings, answer_conversations, encode_co
 from modernllm.core.config import InputError
 from modernllm.data.tokenizers import train_bpe
 from modernllm.models import ModernDecoderLM, ModernLLMConfig
+from modernllm.models.generation import end_tokens
+from modernllm.models.sources import load_pretrained, save_model
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,19 @@ def test_packed_and_padded_training_start_at_the_same_loss_and_learn(tokenizer, 
     assert found[True].first == found[False].first and {"loss", "rougeL"} <= set(found[True].best)
     assert all(tuned.best["loss"] < 0.9 * tuned.first["loss"] for tuned in found.values())
     assert found[True].result.tokens > found[False].result.tokens  # as many rows a step hold more tokens
+
+
+def test_generation_ends_where_an_answer_ends_also_after_loading(tokenizer, tmp_path):
+    chats = [{"messages": [{"role": "user", "content": f"{k}?"}, {"role": "assistant", "content": "yes"}]} for k in range(8)]
+    rows, model, settings = ConversationRows("made", "train", chats), make(tokenizer), SFTSettings(batch_size=4, packed=False)
+    train_sft(model, tokenizer, rows, rows, settings, config(settings, max_steps=60))
+    save_model(tmp_path, model, tokenizer)
+    loaded, _ = load_pretrained(tmp_path)
+    ask = [[{"role": "user", "content": "3?"}]]
+    for one in (model, loaded):
+        assert end_tokens(one, tokenizer) == sorted(tokenizer.convert_tokens_to_ids(["<|end|>", "<|endoftext|>"]))
+        said = answer_conversations(one, tokenizer, ask, max_new_tokens=16)[0]
+        assert (said.text, said.ended) == ("yes", True)
 
 
 def test_an_adapter_is_trained_alone(tokenizer, rows):
