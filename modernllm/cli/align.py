@@ -69,7 +69,7 @@ OUT = click.option("--out", type=click.Path(file_okay=False, path_type=Path), he
 @takes_settings("modernllm.cli.align_recipe:sft_fields")
 @OUT
 def sft(values, out):
-    """Fine-tune a model on conversations, with a loss on what the assistant says. The same line again continues an interrupted run.
+    """Fine-tune a model on conversations, with a loss on what the assistant says. The same line again continues it.
 
     A .jsonl file has `messages` (a list of objects with role and content), or `prompt` and `response`, on each line; one
     conversation in ten is held out for validation."""
@@ -85,7 +85,7 @@ def sft(values, out):
 @takes_settings("modernllm.cli.align_recipe:dpo_fields")
 @OUT
 def dpo(values, out):
-    """Train a model to prefer the chosen answers, by DPO or IPO. The same line again continues an interrupted run.
+    """Train a model to prefer the chosen answers, by DPO or IPO. The same line again continues an interrupted training.
 
     A .jsonl file has `prompt` (a text or messages), `chosen` and `rejected` on each line; one prompt in ten is held out. The
     reference is the model before training, whose log-probabilities are computed once."""
@@ -101,7 +101,7 @@ def dpo(values, out):
 @takes_settings("modernllm.cli.align_recipe:verify_fields")
 @OUT
 def verify(values, out):
-    """Train a verifier, which gives the probability that a solution is right. The same line again continues an interrupted run.
+    """Train a verifier, which gives the probability that a solution is right. The same line again continues it.
 
     A .jsonl file has `question`, `answer` and `right` on each line. In place of a file, gsm8k or word_problems: a model answers
     problems of the training split, and its solutions are labelled by their results."""
