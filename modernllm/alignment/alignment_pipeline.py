@@ -18,9 +18,9 @@ from ..evaluation.intervals import mcnemar, wilson
 def step_gains(
     pipelines: Mapping[str, Mapping[str, Sequence[bool]]],  # by model and step, in their order: whether each problem is solved
 ) -> pd.DataFrame:  # model, step, solved, low, high, gain, won, lost, p
-    """The share of problems solved after each step with Wilson's 95 % interval; against the step before it the gain in shares, problems
-    won and lost, and the two-sided p of McNemar's exact test after Holm's correction over all steps of all models. A first step has
-    none of these."""
+    """The share of problems solved after each step with Wilson's 95 % interval; against the step before it the gain in shares,
+    problems won and lost, and the two-sided p of McNemar's exact test after Holm's correction over all steps of all models. A first step
+    has none of these."""
     rows = []
     for model, steps in pipelines.items():
         before = None
@@ -29,7 +29,8 @@ def step_gains(
                 raise InputError(f"pipeline of {model}, step {step}: no problems; allowed: one or more")
             share = sum(map(bool, solved)) / len(solved)
             low, high = wilson(sum(map(bool, solved)), len(solved))
-            row = {"model": model, "step": step, "solved": share, "low": low, "high": high, **dict.fromkeys(("gain", "won", "lost", "p"))}
+            row = {"model": model, "step": step, "solved": share, "low": low, "high": high}
+            row |= dict.fromkeys(("gain", "won", "lost", "p"))
             if before is not None:
                 won, lost, p = mcnemar(solved, before)
                 row |= {"gain": share - rows[-1]["solved"], "won": won, "lost": lost, "p": p}
