@@ -19,8 +19,8 @@ def step_gains(
     pipelines: Mapping[str, Mapping[str, Sequence[bool]]],  # by model and step, in their order: whether each problem is solved
 ) -> pd.DataFrame:  # model, step, solved, low, high, gain, won, lost, p
     """The share of problems solved after each step with Wilson's 95 % interval; against the step before it the gain in shares,
-    problems won and lost, and the two-sided p of McNemar's exact test after Holm's correction over all steps of all models. A first step
-    has none of these."""
+    problems won and lost, and the two-sided p of McNemar's exact test after Holm's correction over all steps of all models. A
+    first step has none of these."""
     rows = []
     for model, steps in pipelines.items():
         before = None

@@ -11,7 +11,8 @@ from modernllm.evaluation.intervals import mcnemar
 
 def test_each_step_is_compared_with_the_one_before_and_holm_counts_all_models():
     base, sft, dpo = [0] * 20, [1] * 12 + [0] * 8, [1] * 10 + [0] * 10
-    table = step_gains({"own": {"base": base, "SFT": sft, "DPO": dpo}, "other": {"SFT": base, "DPO": dpo}}).set_index(["model", "step"])
+    models = {"own": {"base": base, "SFT": sft, "DPO": dpo}, "other": {"SFT": base, "DPO": dpo}}
+    table = step_gains(models).set_index(["model", "step"])
     assert table.p.isna().tolist() == [True, False, False, True, False]
     ps = [mcnemar(sft, base)[2], mcnemar(dpo, sft)[2], mcnemar(dpo, base)[2]]
     assert table.loc[("own", "SFT"), "p"] == pytest.approx(3 * min(ps))  # the smallest of three
