@@ -95,8 +95,8 @@ def encode_preferences(
                for row in rows.rows]
     for row, prompt in zip(rows.rows, prompts):
         if "line" in row and len(prompt) + len(end) >= max_length:
-            raise InputError(f"{rows.name}:{row['line']}: prompt has {len(prompt)} tokens, and the context {max_length}; allowed: "
-                             "a prompt that leaves room for an answer")
+            raise InputError(f"{rows.name}:{row['line']}: prompt has {len(prompt)} tokens, the context {max_length}; allowed: a "
+                             "prompt that leaves room for an answer")
     chosen, rejected = ([ids + end for ids in encode_documents(tokenizer, [row[side] for row in rows.rows])]
                         for side in ("chosen", "rejected"))
     kept = [k for k, prompt in enumerate(prompts) if len(prompt) + max(len(chosen[k]), len(rejected[k])) <= max_length]
