@@ -1,4 +1,4 @@
-"""Loss and gradients on one batch equal those of TRL 1.16: against its stored numbers, and against TRL itself where it is installed."""
+"""Loss and gradients on one batch equal those of TRL 1.16: its stored numbers, and TRL itself where it is installed."""
 
 import json
 from importlib.util import find_spec

@@ -1,5 +1,5 @@
-"""Loss and gradients of TRL's DPOTrainer on a fixed batch. `python tests/alignment/trl_parity.py` where TRL 1.16 is installed prints them
-as JSON, which is kept in `trl_parity.json`, so that the comparison runs everywhere."""
+"""Loss and gradients of TRL's DPOTrainer on a fixed batch. `python tests/alignment/trl_parity.py`, where TRL 1.16 is installed,
+prints them as JSON, which is kept in `trl_parity.json`, so that the comparison runs everywhere."""
 
 import json
 import sys
