@@ -17,6 +17,7 @@ _EXPORTS = {
     "best_of_n": "voting",
     "check_instructions": "instructions",
     "dpo_loss": "dpo_loss",
+    "evaluate_preferences": "preference_scores",
     "evaluate_sft": "sft",
     "evaluate_verifier": "verifier",
     "judge": "judging",

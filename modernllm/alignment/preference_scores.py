@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .dpo import check_vocabulary, answer_logprobs, longest_row, with_reference
+from .dpo import answer_logprobs, check_vocabulary, longest_row, with_reference
 from .preference_datasets import PreferenceRows
 from .preference_encoding import encode_preferences
 from ..evaluation.intervals import wilson
