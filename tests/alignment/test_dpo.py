@@ -136,7 +136,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_file_and_line(tmp_path)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused():
-    plain = train_bpe(["some text"], 300)
+    plain = train_bpe(["some text"])
     plain.chat_template = None
     refused("no chat template", lambda: encode_preferences(plain, TRAIN, max_length=120))
 
