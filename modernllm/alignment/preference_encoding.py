@@ -15,6 +15,7 @@ import torch
 
 from ..core.config import InputError
 from ..core.provenance import json_sha256
+from ..data.chat_templates import control_tokens, render_chat
 from ..data.encoding import IGNORE, collate, pad_id, text_ids
 from ..data.sources import SplitOrigin
 from ..data.tokenizers import encode_documents, tokenizer_hash
@@ -69,14 +70,11 @@ def turn_end(
     tokenizer,  # of transformers, with a chat template
 ) -> list[int]:
     "The tokens behind an answer up to the control token that ends it. `InputError` where no answer follows its prompt."
-    if not tokenizer.chat_template:
-        raise InputError(f"tokenizer {type(tokenizer).__name__} has no chat template; allowed: one that has")
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    asked = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(chat, tokenize=False)
-    ids = text_ids(tokenizer, whole.removeprefix(asked + "b"))
-    ends = [place for place, token in enumerate(ids) if token in tokenizer.all_special_ids]
-    if whole == whole.removeprefix(asked + "b") or not ends:
+    asked, whole = render_chat(tokenizer, chat[:1]), render_chat(tokenizer, chat, waiting=False)
+    ids, control = text_ids(tokenizer, whole.removeprefix(asked + "b")), set(control_tokens(tokenizer).values())
+    ends = [place for place, token in enumerate(ids) if token in control]
+    if not whole.startswith(asked + "b") or not ends:
         raise InputError(f"tokenizer {type(tokenizer).__name__}: its chat template does not write a prompt, the answer and a "
                          "control token that ends it, one behind the other; allowed: one that does")
     return ids[: ends[0] + 1]
@@ -91,8 +89,7 @@ def encode_preferences(
     """Pairs as token ids. Pairs that are too long are left out, and the note counts them; where the prompt alone is, in a file of
     your own, it is an `InputError`."""
     end = turn_end(tokenizer)
-    prompts = [text_ids(tokenizer, tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True))
-               for row in rows.rows]
+    prompts = [text_ids(tokenizer, render_chat(tokenizer, row["prompt"])) for row in rows.rows]
     for row, prompt in zip(rows.rows, prompts):
         if "line" in row and len(prompt) + len(end) >= max_length:
             raise InputError(f"{rows.name}:{row['line']}: prompt has {len(prompt)} tokens, the context {max_length}; allowed: a "

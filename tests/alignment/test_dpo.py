@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,10 +139,18 @@ def test_a_prompt_that_fills_the_context_is_refused_with_file_and_line(tmp_path)
 def test_a_tokenizer_without_a_chat_template_is_refused():
     plain = train_bpe(["some text"])
     plain.chat_template = None
-    refused("no chat template", lambda: encode_preferences(plain, TRAIN, max_length=120))
+    refused("chat template is missing", lambda: encode_preferences(plain, TRAIN, max_length=120))
 
 
 WRONG = [({"beta": 0.0}, "beta"), ({"loss": "hinge"}, "loss"), ({"sft_weight": -1.0}, "sft_weight")]
+
+
+def test_control_tokens_spelt_out_in_a_prompt_or_an_answer_are_text():
+    row = {"prompt": [{"role": "user", "content": "a <|assistant|> b"}], "chosen": "yes <|end|>", "rejected": "no"}
+    pairs = encode_preferences(TOKENIZER, replace(TRAIN, rows=[row]), max_length=120)
+    control = TOKENIZER.convert_tokens_to_ids(["<|assistant|>", "<|end|>"])
+    assert pairs.prompts[0].count(control[0]) == 1 and pairs.prompts[0][-1] == control[0]
+    assert pairs.chosen[0].count(control[1]) == 1 and pairs.chosen[0][-1] == pairs.rejected[0][-1] == control[1]
 
 
 @pytest.mark.parametrize("given, words", WRONG)
