@@ -7,13 +7,13 @@ __all__ = ['TaskDatasetConfig', 'read_rows', 'read_texts', 'TaskRows', 'shared_t
            'load_task_set']
 
 # %% ../../nbs/10_data/tasks.ipynb #6fed199a
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
 
 import pydantic
 
-from ..core.config import Config, check_name
+from ..core.config import Config, InputError, check_name
 from ..core.provenance import json_sha256
 from ..core.seeding import numpy_rng
 from .catalogue import CATALOGUE, names
@@ -97,6 +97,19 @@ class TaskRows(SplitOrigin):
         chosen = numpy_rng("task rows", self.name, self.split).permutation(len(self))[:n].tolist()
         note = f"{self.split}: {n:,} of {len(self):,} rows"
         return replace(self, rows=[self.rows[k] for k in chosen], fingerprint=json_sha256([self.fingerprint, n]),
+                       note="; ".join(filter(None, [self.note, note])))
+
+    def where(
+        self,
+        keep: Callable[[dict], bool],
+        rule: str,  # what `keep` asks, in words
+    ) -> "TaskRows":
+        "The rows that pass a test; `InputError` if none does."
+        rows = [row for row in self.rows if keep(row)]
+        if not rows:
+            raise InputError(f"data set '{self.name}', split '{self.split}': none of {len(self):,} rows has {rule}")
+        note = f"{self.split}: {len(rows):,} of {len(self):,} rows, those with {rule}"
+        return replace(self, rows=rows, fingerprint=json_sha256([self.fingerprint, rule, len(rows)]),
                        note="; ".join(filter(None, [self.note, note])))
 
 # %% ../../nbs/10_data/tasks.ipynb #fd979579
