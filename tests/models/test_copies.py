@@ -96,7 +96,7 @@ def test_adapters(tokenizer, config):
 
 
 @pytest.mark.parametrize("kind", [
-    "bloom", "deepseek_v3", "falcon_mamba", "gemma2", "jamba", "mamba2", "minimax", "openai-gpt", "recurrent_gemma", "rwkv", "xlm",
+    "bloom", "deepseek_v3", "falcon_mamba", "jamba", "mamba2", "minimax", "openai-gpt", "recurrent_gemma", "rwkv", "xlm",
 ])
 def test_other_caches_and_none(kind):
     model = tiny_model(kind)
