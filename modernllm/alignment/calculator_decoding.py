@@ -32,7 +32,7 @@ def written_value(
     whole = digits[: len(digits) - places]
     return "-" * (value < 0) + whole + ("." + digits[len(whole) :] if places else "")
 
-# %% ../../nbs/54_alignment/calculator_decoding.ipynb #6e3d1d34
+# %% ../../nbs/54_alignment/calculator_decoding.ipynb #ca1f6911
 class TokenTexts:
     "What each token adds to a text."
 
@@ -43,17 +43,19 @@ class TokenTexts:
         self.texts = [text[start:] for text in tokenizer.batch_decode(pairs, clean_up_tokenization_spaces=False)]
         for token in tokenizer.all_special_ids:
             self.texts[token] = "\n"  # it ends an annotation
-        digits = [token for token, text in enumerate(self.texts) if re.fullmatch(r"[0-9.>-]+", text)]
-        self.value_tokens = {self.texts[token]: token for token in reversed(digits)}  # of two alike the first
-        self.longest = max(map(len, self.value_tokens), default=0)
-        self.past_equals = [token for token, text in enumerate(self.texts) if re.search(r"=.", text, re.DOTALL)]
+        self.tokens = {text: token for token, text in reversed(list(enumerate(self.texts)))}  # of two alike the first
+        self.longest = max(len(text) for text in self.tokens if re.fullmatch(r"[0-9.>-]*", text))
+        self.past_equals: dict[int | None, list[int]] = {}  # tokens such as `=-`, by the token `=` that they begin with
+        for token, text in enumerate(self.texts):
+            if re.search(r"=.", text, re.DOTALL):
+                self.past_equals.setdefault(self.tokens.get(text[: text.index("=") + 1]), []).append(token)
 
     def first_token(
         self,
         text: str,  # of a value and `>>`
     ) -> int | None:  # None: no token fits
         "The longest token that the text begins with."
-        found = (self.value_tokens.get(text[:n]) for n in range(min(len(text), self.longest), 0, -1))
+        found = (self.tokens.get(text[:n]) for n in range(min(len(text), self.longest), 0, -1))
         return next((token for token in found if token is not None), None)
 
 
@@ -64,7 +66,7 @@ def token_texts(
     "`TokenTexts`, kept for the last few tokenizers."
     return TokenTexts(tokenizer)
 
-# %% ../../nbs/54_alignment/calculator_decoding.ipynb #9637ead2
+# %% ../../nbs/54_alignment/calculator_decoding.ipynb #d9f13436
 _OPEN = re.compile(r"<<([^<>=\n]+)(?:=([^=\n]*))?")
 
 
@@ -75,6 +77,13 @@ def _value_of(expression: str) -> str | None:
     return None if value is None else written_value(value)
 
 
+def _tail(text: str) -> str:
+    "The text from an annotation that is not closed on; else its last character, which may be half of `<<`."
+    text = text.rpartition(">>")[2]
+    at = text.rfind("<<")
+    return text[at:] if at >= 0 else text[-1:]
+
+# %% ../../nbs/54_alignment/calculator_decoding.ipynb #97f5b9c0
 class CalculatorDecoding(LogitsProcessor):
     "Forces the values of annotations. For one call of `generate`, without beams."
 
@@ -108,7 +117,10 @@ class CalculatorDecoding(LogitsProcessor):
         if value is None:
             return
         if written is None:
-            scores[self.texts.past_equals] = float("-inf")
+            for equals, longer in self.texts.past_equals.items():
+                if equals is not None:
+                    scores[equals] = scores[[equals, *longer]].logsumexp(0)
+                scores[longer] = float("-inf")
             return
         target = f"{value}>>"
         token = self.texts.first_token(target[len(written) :]) if target.startswith(written) else None
@@ -117,10 +129,3 @@ class CalculatorDecoding(LogitsProcessor):
         self.computed[row] += not written
         scores.fill_(float("-inf"))
         scores[token] = 0.0
-
-
-def _tail(text: str) -> str:
-    "The text from an annotation that is not closed on; else its last character, which may be half of `<<`."
-    text = text.rpartition(">>")[2]
-    at = text.rfind("<<")
-    return text[at:] if at >= 0 else text[-1:]

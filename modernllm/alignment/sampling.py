@@ -97,7 +97,7 @@ def answer_flops(
     writing = _span_flops(model, prompt_tokens + 1, prompt_tokens + new_tokens - 1, new_tokens - 1)
     return _span_flops(model, 1, prompt_tokens, 1), writing
 
-# %% ../../nbs/54_alignment/sampling.ipynb #71700e05
+# %% ../../nbs/54_alignment/sampling.ipynb #2095c7d4
 def _uniforms(seed: int, prompts: Sequence[str], numbers: Sequence[int], length: int) -> Tensor:
     "(prompts · numbers, length): the random numbers of answers, by prompt and number."
     rows = [numpy_rng(seed, "answer", prompt, number).random(length) for prompt in prompts for number in numbers]
@@ -124,7 +124,6 @@ def sample_answers(
     batch_size: int = 64,  # answers that are written at the same time
 ) -> list[list[Candidate]]:  # (prompts, n)
     "Answer every prompt `n` times. An answer depends on model, settings, seed, prompt and its number only."
-    prompts = list(prompts)
     check_sampling(prompts, max_new_tokens, temperature, top_p=top_p)
     for name, value in (("n", n), ("batch_size", batch_size)):
         if value < 1:

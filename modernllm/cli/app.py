@@ -76,6 +76,7 @@ def takes_settings(
         "evaluate": "modernllm.cli.evaluate:evaluate",
         "generate": "modernllm.cli.train:generate",
         "chat": "modernllm.cli.chat:chat",
+        "solve": "modernllm.cli.solve:solve",
         "runs": "modernllm.cli.runs:runs",
         "export": "modernllm.cli.export:export",
         "lr-find": "modernllm.cli.tune:lr_find",

@@ -118,7 +118,8 @@ def _read_once(prefill: Callable, copies: int, input_ids, generation_config, mod
     by_row = {name for name, value in model_kwargs.items() if torch.is_tensor(value) and len(value) == len(input_ids)}
     first = {name: value[::copies] if name in by_row else value for name, value in model_kwargs.items()}
     out = prefill(input_ids[::copies], generation_config, first, **rest)
-    out.past_key_values.batch_repeat_interleave(copies)
+    if getattr(out, "past_key_values", None) is not None:  # some models keep none
+        out.past_key_values.batch_repeat_interleave(copies)
     out.logits = out.logits.repeat_interleave(copies, 0)
     return out
 
