@@ -32,8 +32,8 @@ def written(model, tmp_path_factory):
 def test_every_part_is_run_on_what_is_there_and_the_rest_is_skipped(written):
     out, suite = written
     assert set(suite.scores["part"]) == {"lm", "instructions", "preferences", "maths", "speed"}
-    wanted = {"lm, wikitext2_raw", "tasks, sst2", "tasks, samsum", "preferences, hh_helpful_base", "preferences, hh_harmless_base",
-              "maths, gsm8k"}
+    wanted = {"lm, wikitext2_raw", "tasks, sst2", "tasks, samsum", "preferences, hh_helpful_base",
+              "preferences, hh_harmless_base", "maths, gsm8k"}
     assert set(suite.skipped) == wanted and all("cannot be had" in reason for reason in suite.skipped.values())
     lines = suite.lines()
     assert len(lines) == len(suite.scores) + len(wanted) and lines[-1].startswith("skipped: ")
@@ -59,7 +59,7 @@ def test_shares_have_intervals(written):
     assert len(shares) and ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
 
 
-def test_the_preferred_answer_is_the_likelier_one_per_token(model):
+def test_of_a_pair_and_its_exchange_one_is_right(model):
     from modernllm.alignment.preference_datasets import PreferenceRows
 
     subject = read_subject(str(model))
@@ -67,8 +67,10 @@ def test_the_preferred_answer_is_the_likelier_one_per_token(model):
     asked = [{"role": "user", "content": "What does it return?"}]
     rows = [{"prompt": asked, "chosen": likely, "rejected": unlikely}, {"prompt": asked, "chosen": unlikely, "rejected": likely}]
     found = preference_scores(subject, lambda: PreferenceRows("own", "test", rows=rows))
-    assert [e.right for e in found.examples] == [True, False] and found.scores[0]["value"] == 0.5
-    assert found.examples[1].output.strip() == likely and "preference violated" in found.examples[1].categories
+    one, other = found.examples
+    assert one.right is not other.right and one.output == other.output and found.scores[0]["value"] == 0.5
+    assert one.confidence == pytest.approx(other.confidence) and one.reference.strip() == likely
+    assert ["preference violated" in e.categories for e in (one, other)] == [not one.right, not other.right]
 
 
 def test_the_command_prints_a_summary(model, tmp_path, capsys):
@@ -132,5 +134,5 @@ def test_a_plot_has_a_panel_for_each_unit():
 def test_scores_do_not_depend_on_the_run(written, model, tmp_path):
     torch.manual_seed(5)
     again = run_suite(read_subject(str(model), rows=2), ["maths", "preferences"], tmp_path)
-    both = written[1].scores.set_index(["part", "data", "metric"])["value"], again.scores.set_index(["part", "data", "metric"])["value"]
-    assert both[0].loc[both[1].index].tolist() == both[1].tolist()
+    before, after = (suite.scores.set_index(["part", "data", "metric"])["value"] for suite in (written[1], again))
+    assert before.loc[after.index].tolist() == after.tolist()
