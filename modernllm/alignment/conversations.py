@@ -75,7 +75,9 @@ def instruction_messages(
     row: dict,  # instruction, and input and output, or these in the first of its instances
 ) -> list[dict]:
     "A row of an instruction set as messages."
-    row = row | (row["instances"][0] if "instances" in row else {})
+    if "instances" in row:
+        given = row["instances"]
+        row = row | ({"input": given} if isinstance(given, str) else given[0])  # a stand-in has a text there
     asked = "\n\n".join(filter(None, (row["instruction"].strip(), row["input"].strip())))
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"].strip()}]
 

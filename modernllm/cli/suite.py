@@ -61,7 +61,8 @@ def write_part(
     found: dict[str, Found],  # by data set
 ) -> pd.DataFrame:  # the scores
     "Write the scores of a part as CSV and plot, further tables as CSV, examples as JSON Lines."
-    rows = [{"part": part, "data": data, **score} for data, one in found.items() for score in one.scores]
+    rows = [{"part": part, "data": one.data.name if one.data else data, **score}
+            for data, one in found.items() for score in one.scores]
     table = pd.DataFrame(rows).reindex(columns=_COLUMNS).astype({"low": float, "high": float})
     atomic_write(out / f"{part}.csv", table.to_csv(index=False))
     write_figure(draw_scores(table, part), out, part)

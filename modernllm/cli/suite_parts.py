@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Evaluation', 'Subject', 'Found', 'read_subject', 'text_scores', 'task_scores', 'problem_scores', 'standard_task',
-           'preference_scores', 'arithmetic_pairs', 'speed_scores', 'parts']
+           'instruction_scores', 'preference_scores', 'arithmetic_pairs', 'speed_scores', 'parts']
 
 # %% ../../nbs/70_cli/suite_parts.ipynb #a5aecb56
 import math
@@ -16,9 +16,11 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..alignment.conversations import read_conversations
 from ..alignment.dpo import answer_logprobs
 from ..alignment.preference_datasets import PreferenceRows, arithmetic_preferences, read_preferences
 from ..alignment.preference_encoding import encode_preferences
+from ..alignment.sft import SFTSettings, evaluate_sft
 from ..core.config import InputError
 from ..data.corpus import token_split
 from ..data.sources import SplitOrigin, load
@@ -112,6 +114,17 @@ def standard_task(name: str, form: str) -> Task:
         return replace(find_task("gsm8k", form), name=name, source=name, max_new_tokens=128)
     return find_task(name, form)
 
+# %% ../../nbs/70_cli/suite_parts.ipynb #5e1f0002
+def instruction_scores(subject: Subject, name: str) -> Found:
+    "Loss and ROUGE-L of held-out conversations; instructions that are followed, by kind."
+    rows = read_conversations(name, "test", "generated_instructions").sample(subject.rows)
+    settings = SFTSettings(max_new_tokens=min(128, subject.context // 2))
+    scores = evaluate_sft(subject.model, subject.tokenizer, rows, settings, subject.precision)
+    table = [{**row, "unit": "nats/token" if row["metric"] == "loss" else "share"} for row in scores.table().to_dict("records")]
+    battery = [replace(e, reference="") for e in scores.followed]  # which has the kind of the check there
+    examples = categorise("instructions", [*scores.examples, *battery])
+    return Found(table, examples, {"battery": scores.instructions, **_categories("instructions", examples)}, rows)
+
 # %% ../../nbs/70_cli/suite_parts.ipynb #5377d99e
 def preference_scores(subject: Subject, read: Callable[[], PreferenceRows]) -> Found:
     "How often the preferred answer of a pair has the larger mean log-probability of its tokens."
@@ -165,6 +178,7 @@ def parts(form: str = "auto") -> dict[str, dict[str, Evaluation]]:  # by part an
     return {
         "lm": {name: partial(text_scores, name=name, **which) for name, which in texts.items()},
         "tasks": {name: partial(task_scores, task=tasks[name]) for name in ("sst2", "samsum")},
+        "instructions": {name: partial(instruction_scores, name=name) for name in ("user_oriented_instructions",)},
         "preferences": {name: partial(preference_scores, read=partial(read_preferences, name, "test")) for name in
                         ("hh_helpful_base", "hh_harmless_base")}
         | {"arithmetic": partial(preference_scores, read=partial(arithmetic_pairs, tasks["word_problems"]))},
