@@ -26,7 +26,7 @@ from ..core.evaluation_mode import evaluation_mode
 from ..core.telemetry import Telemetry
 from ..data.encoding import IGNORE
 from ..data.length_groups import LengthGroupedBatches
-from ..experiments.finetuning import Tuned, finetune
+from ..experiments.finetuning import Tuned, finetune, finetune_config
 from ..models.frozen import frozen_in_bfloat16
 from ..models.output_head import token_logprobs
 from ..training.callbacks import Callback
@@ -169,11 +169,7 @@ class DPOSettings(Config):
         **given,  # of TrainConfig
     ) -> TrainConfig:
         "The training's settings: those given, else the usual ones."
-        usual = {"max_epochs": 1, "learning_rate": 5e-5, "schedule": "linear", "min_lr_ratio": 0.0, "weight_decay": 0.0,
-                 "beta2": 0.999}
-        if {"max_steps", "max_tokens"} & given.keys():
-            del usual["max_epochs"]
-        return TrainConfig.make(**usual | given)
+        return finetune_config(given, learning_rate=5e-5)
 
     def objective(self) -> Preference:
         "What is trained."

@@ -32,7 +32,7 @@ from ..data.packing import pack_rows
 from ..evaluation.analysis import Example
 from ..evaluation.intervals import bootstrap, wilson
 from ..evaluation.metrics import rouge_scores
-from ..experiments.finetuning import Tuned, finetune, mean_loss
+from ..experiments.finetuning import Tuned, finetune, finetune_config, mean_loss
 from ..models.frozen import frozen_in_bfloat16
 from ..training.callbacks import Callback
 from ..training.config import TrainConfig, uses_bfloat16
@@ -53,11 +53,7 @@ class SFTSettings(Config):
         **given,  # of TrainConfig
     ) -> TrainConfig:
         "The training's settings: those given, else the usual ones of an adapter or a small model."
-        usual = {"max_epochs": 1, "learning_rate": 5e-4, "schedule": "linear", "min_lr_ratio": 0.0, "weight_decay": 0.0,
-                 "beta2": 0.999, "eval_every": 100}
-        if {"max_steps", "max_tokens"} & given.keys():
-            del usual["max_epochs"]
-        return TrainConfig.make(**usual | given)
+        return finetune_config(given, learning_rate=5e-4)
 
 
 def context_of(

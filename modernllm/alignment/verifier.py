@@ -29,7 +29,7 @@ from ..data.tokenizers import encode_documents, tokenizer_hash
 from ..evaluation.calibration import auroc, calibration_error, check_scores, reliability
 from ..evaluation.classification import label_probabilities
 from ..evaluation.intervals import wilson
-from ..experiments.finetuning import Tuned, finetune
+from ..experiments.finetuning import Tuned, finetune, finetune_config
 from ..models.frozen import frozen_in_bfloat16
 from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import kind_of, load_config, load_pretrained, save_model
@@ -183,11 +183,7 @@ class VerifierSettings(Config):
         **given,  # of TrainConfig
     ) -> TrainConfig:
         "The training's settings: those given, else the usual ones; the best weights are those with the lowest loss."
-        usual = {"max_epochs": 1, "learning_rate": 5e-5, "schedule": "linear", "min_lr_ratio": 0.0, "weight_decay": 0.01,
-                 "beta2": 0.999, "eval_every": 100}
-        if {"max_steps", "max_tokens"} & given.keys():
-            del usual["max_epochs"]
-        return TrainConfig.make(**usual | given)
+        return finetune_config(given, learning_rate=5e-5, weight_decay=0.01)
 
 
 def train_verifier(

@@ -19,7 +19,7 @@ from ..core.seeding import seed_everything
 from ..core.telemetry import Telemetry
 from ..data.encoding import EncodedRows, encode_classification, encode_prompted, encode_seq2seq, pad_id
 from ..data.length_groups import LengthGroupedBatches
-from ..experiments.finetuning import Tuned, finetune, mean_loss
+from ..experiments.finetuning import Tuned, finetune, finetune_config, mean_loss
 from .adapters import LoraSettings, add_lora
 from .qlora import load_4bit
 from .task_evaluation import evaluate_task, model_kind
@@ -51,12 +51,8 @@ class Tuning(Config):
         **given,  # of TrainConfig
     ) -> TrainConfig:
         "The training's settings: those given, else the usual ones."
-        usual = {"max_epochs": 1, "learning_rate": 5e-4 if self.lora_r else 5e-5, "schedule": "linear", "min_lr_ratio": 0.0,
-                 "weight_decay": 0.0, "beta2": 0.999, "eval_every": 100, "best_metric": task.best_metric,
-                 "best_mode": "min" if given.get("best_metric") == "loss" else "max"}
-        if {"max_steps", "max_tokens"} & given.keys():
-            del usual["max_epochs"]
-        return TrainConfig.make(**usual | given)
+        choice = {"best_metric": task.best_metric, "best_mode": "min" if given.get("best_metric") == "loss" else "max"}
+        return finetune_config(given, learning_rate=5e-4 if self.lora_r else 5e-5, **choice)
 
 # %% ../../nbs/51_hf/task_training.ipynb #39325e75
 _PEFT_KINDS = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classification": "SEQ_CLS"}
