@@ -46,7 +46,8 @@ def finetune_config(
     **usual,  # of the method
 ) -> TrainConfig:
     "Training settings: those given, else the method's, else those of all fine-tuning. A given length replaces the epoch."
-    common = {"max_epochs": 1, "schedule": "linear", "min_lr_ratio": 0.0, "weight_decay": 0.0, "beta2": 0.999, "eval_every": 100, **usual}
+    common = {"max_epochs": 1, "schedule": "linear", "min_lr_ratio": 0.0, "weight_decay": 0.0, "beta2": 0.999, "eval_every": 100}
+    common |= usual
     if {"max_steps", "max_tokens"} & given.keys():
         del common["max_epochs"]
     return TrainConfig.make(**common | given)
