@@ -129,7 +129,7 @@ def load_adapter(
     model, tokenizer = load(base, wanted.get("kind", "causal"), **wanted.get("config", {}))
     return PeftModel.from_pretrained(model, folder, is_trainable=trained).eval(), tokenizer, base
 
-
+# %% ../../nbs/51_hf/adapters.ipynb #9d23d9c5
 def adapter_folder(
     name: str | Path | Weights,  # as `load_model` takes it
 ) -> Path | None:  # None: it is no adapter

@@ -48,8 +48,8 @@ def test_a_chain_of_trainings_ends_in_a_verifier_that_solve_reads(base, capsys):
     assert not (base / "dpo/model/adapter_config.json").exists()  # a whole model
     before, after = (load_file(base / name / "model.safetensors") for name in ("base", "sft/model"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    words = ["solve", str(base / "dpo"), "--problem", "What is 1 + 1?", "--samples", "2", "--max-new-tokens", "4"]
-    assert main([*words, "--verifier", str(base / "verify")]) == 0
+    words = ["--samples", "2", "--max-new-tokens", "4", "--instruction", "", "--verifier", str(base / "verify")]
+    assert main(["solve", str(base / "dpo"), "--problem", "What is 1 + 1?", *words]) == 0
 
 
 def test_the_same_line_again_trains_nothing_and_another_is_refused(base, capsys):
