@@ -58,7 +58,7 @@ def test_a_message_that_does_not_fit_is_refused_and_forgotten(model):
     with pytest.raises(InputError, match="message: has .* tokens as the model reads it; allowed: at most 52") as caught:
         chat.answer("the sea " * 40)
     assert "\n" not in str(caught.value) and not chat.turns and chat.answer("the sea")
-    with pytest.raises(InputError, match="max_new_tokens is 64; allowed: less than the model's context of 64"):
+    with pytest.raises(InputError, match="max_new_tokens is 64; allowed: less than the context of 64"):
         Chat(model, TOKENIZER, max_new_tokens=64)
 
 
