@@ -19,6 +19,7 @@ from ..core.comparison import Comparison, holm
 from ..core.config import InputError
 from ..core.plotting import COLOURS, series_look
 from ..core.records import Record
+from ..evaluation.analysis import NO_CATEGORY, RULES
 from ..evaluation.intervals import mcnemar, wilson
 from .figures import drawn
 from .text import escape, spread
@@ -117,12 +118,12 @@ def mistakes(
 ) -> pd.DataFrame:  # category, errors, of, share, low, high, of_right (the category's share of the right answers)
     "How many of a run's mistakes are in each category; empty if it has none."
     wrong, rows = int((item_scores(record) < passes).sum()), []
-    for name, metric in record.metrics.items():
-        if name.startswith("test_") and name.endswith("_errors"):
-            count, low_high = int(metric.value), wilson(int(metric.value), wrong)
-            others = record.metrics.get(f"{name[:-7]}_share_of_right")
+    for category in dict.fromkeys([name for rules in RULES.values() for name in rules] + [NO_CATEGORY]):
+        name = f"test_{category.replace(' ', '_')}"
+        if errors := record.metrics.get(f"{name}_errors"):
+            count, others = int(errors.value), record.metrics.get(f"{name}_share_of_right")
             of_right = others.value if others else math.nan
-            rows.append([name[5:-7].replace("_", " "), count, wrong, count / wrong, *low_high, of_right])
+            rows.append([category, count, wrong, count / wrong, *wilson(count, wrong), of_right])
     return pd.DataFrame(rows, columns=["category", "errors", "of", "share", "low", "high", "of_right"])
 
 
