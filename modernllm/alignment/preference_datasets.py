@@ -18,36 +18,21 @@ from ..core.provenance import file_sha256, json_sha256
 from ..core.seeding import numpy_rng
 from ..data.catalogue import CATALOGUE, names
 from ..data.sources import SplitOrigin, load
+from ..data.tasks import TaskRows
 from ..data.text_files import find_path, jsonl_rows, project_name
 from .arithmetic_mistakes import wrong_solution
 
 # %% ../../nbs/54_alignment/preference_datasets.ipynb #52a2be45
 @dataclass(frozen=True)
-class PreferenceRows(SplitOrigin):
+class PreferenceRows(TaskRows):
     "Pairs of answers of one split, of which one is preferred."
 
-    rows: list[dict]  # prompt: messages; chosen, rejected: texts; of a file, also its line
-    _: KW_ONLY
+    _: KW_ONLY  # rows hold prompt (messages), chosen and rejected (texts); those of a file also its line
     ties: int = 0  # pairs of equal answers, which were left out
 
     def __post_init__(self):
         if not self.rows:
             raise InputError(f"data set '{self.name}', split '{self.split}': no pairs; allowed: one or more")
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def sample(
-        self,
-        n: int | None,  # None: all
-    ) -> "PreferenceRows":
-        "So many rows, chosen by a fixed seed."
-        if n is None or n >= len(self):
-            return self
-        chosen = numpy_rng("preferences", self.name, self.split).permutation(len(self))[:n].tolist()
-        note = f"{self.split}: {n:,} of {len(self):,} pairs"
-        return replace(self, rows=[self.rows[k] for k in chosen], fingerprint=json_sha256([self.fingerprint, n]),
-                       note="; ".join(filter(None, [self.note, note])))
 
     def summary(self) -> dict:
         "Numbers of pairs and prompts, lengths in characters, and how often the chosen answer is the longer one."

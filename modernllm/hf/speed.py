@@ -11,9 +11,8 @@ from itertools import cycle
 
 import torch
 
-from ..benchmarking.processes import Compared, Side, Turn, compare
+from ..benchmarking.processes import Compared, Side, Turn, TurnCallback, compare
 from ..benchmarking.timing import OURS
-from ..core.callbacks import Callback
 from ..core.config import InputError
 from ..data.encoding import RowBatches
 from .adapters import LoraSettings, add_lora
@@ -43,19 +42,6 @@ class _Batches:
         return self.kept[i % len(self.kept)]
 
 
-class _WaitsForTurns(Callback):
-    def __init__(self, turn: Turn, steps: int):
-        self.turn, self.steps, self.losses = turn, steps, []
-
-    def fit_start(self, trainer):
-        self.turn()
-
-    def step_end(self, trainer, row):
-        self.losses.append(row["loss"])
-        if row["step"] % self.steps == 0:
-            self.turn(sum(self.losses[-self.steps :]) / self.steps)
-
-
 def train_ours(turn: Turn, folder: str, batches: str, steps: int, learning_rate: float) -> None:
     "Our side, in its process."
     torch.manual_seed(0)
@@ -63,7 +49,7 @@ def train_ours(turn: Turn, folder: str, batches: str, steps: int, learning_rate:
     config = TrainConfig(max_steps=10**9, learning_rate=learning_rate, schedule="constant", warmup_steps=0, precision="bf16",
                          log_every=10**6)
     with frozen_in_bfloat16(model):
-        Trainer(model, LanguageModelling(), _Batches(batches), config, callbacks=[_WaitsForTurns(turn, steps)]).fit()
+        Trainer(model, LanguageModelling(), _Batches(batches), config, callbacks=[TurnCallback(turn, steps)]).fit()
 
 # %% ../../nbs/51_hf/speed.ipynb #b2f00006
 def train_peer(turn: Turn, folder: str, batches: str, steps: int, learning_rate: float) -> None:
