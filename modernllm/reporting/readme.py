@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from ..core.config import InputError, did_you_mean
 from ..core.project import atomic_write, settings
+from ..workflow.graph import all_recorded
 from ..workflow.plan import load_plan, studies
 from .current import published
 from .text import prose
@@ -77,7 +78,9 @@ def questions(
         question, answer, caveat = told.get(name, (prose(load_plan(name).title), verdict, ""))
         hours = values.get(f"{key(name)}.hours")
         said = [f"not run in profile {profile} yet", "", "–"]
-        if hours:
+        if hours and not all_recorded(load_plan(name), profile):
+            said = ["its runs are not finished", "", hours]
+        elif hours:
             said = [quoted(answer, values), quoted(caveat, values), hours]
         cells = [f"[{question}](studies/{quote(name)})", *said]
         lines.append("| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell) for cell in cells) + " |")
