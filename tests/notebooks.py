@@ -134,9 +134,14 @@ def test(path: Path, write: bool) -> tuple[Path, list[str]]:
     return path, []
 
 
+def tested(path: Path) -> bool:
+    "Whether a notebook is executed when none is named: not below a folder with a file `.notest`."
+    return ".ipynb_checkpoints" not in path.parts and not any((folder / ".notest").exists() for folder in path.parents)
+
+
 def main(names: list[str], write: bool) -> int:
-    paths = [Path(name).absolute() for name in names] or sorted((ROOT / "nbs").rglob("*.ipynb"))
-    paths = [path for path in paths if names or not (path.parent / ".notest").exists() and ".ipynb_checkpoints" not in path.parts]
+    found = [path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if tested(path)]
+    paths = [Path(name).absolute() for name in names] or found
     cache = tempfile.mkdtemp(prefix="modernllm-notebooks-")
     os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="agg", MODERNLLM_CACHE=cache)
     context = multiprocessing.get_context("forkserver")
