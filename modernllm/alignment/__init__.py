@@ -5,6 +5,7 @@ from modernllm import lazily
 # public name: module of this package that defines it
 _EXPORTS = {
     "DPOSettings": "dpo",
+    "Drift": "drift",
     "INSTRUCTIONS": "instructions",
     "JudgedRows": "judging",
     "PreferenceRows": "preference_datasets",
@@ -26,6 +27,7 @@ _EXPORTS = {
     "judge": "judging",
     "label_answers": "judging",
     "majority_vote": "voting",
+    "measure_drift": "drift",
     "new_verifier": "verifier",
     "pass_at_k": "voting",
     "read_conversations": "conversations",

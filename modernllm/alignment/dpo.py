@@ -94,8 +94,8 @@ def with_reference(
 class Preference(Objective):
     """DPO or IPO on batches of `PreferencePairs` with a reference. Its metrics are means per pair: `preference_loss` (without the
     SFT term), `margin` in nats (per token if length-normalised), `accuracy` (share of pairs with a positive margin; 0 counts
-    half), `kl` (nats per token: mean of r - 1 - ln r with r = reference / policy probability, at the tokens of both answers,
-    which the data wrote and not the policy), summed log-probabilities and lengths of the chosen and of the rejected answers."""
+    half), `kl` (nats per token: mean of r - 1 - ln r, r = reference / policy probability, at the tokens of the chosen answers,
+    which stand for answers of the policy; `drift` samples those), summed log-probabilities and lengths of both answers."""
 
     def __init__(
         self,
@@ -124,8 +124,8 @@ class Preference(Objective):
         margin = preference_margin(chosen, rejected, *reference.chunk(2), *(sizes if self.length_normalised else ()))
         losses = pair_losses(margin, self.beta, self.kind)
         total = losses + self.sft_weight * -chosen / sizes[0] if self.sft_weight else losses
-        ratio = known - logprobs.detach()
-        drift = ratio.new_zeros(n // 2).index_add(0, rows % (n // 2), ratio.expm1() - ratio) / sum(sizes)
+        ratio = (known - logprobs.detach())[rows < n // 2]
+        drift = ratio.new_zeros(n // 2).index_add(0, rows[rows < n // 2], ratio.expm1() - ratio) / sizes[0]
         right = (margin.detach().sign() + 1) / 2
         metrics = {"preference_loss": losses, "margin": margin, "accuracy": right, "kl": drift, "chosen_logprob": chosen,
                    "rejected_logprob": rejected, "chosen_length": sizes[0], "rejected_length": sizes[1]}

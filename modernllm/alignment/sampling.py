@@ -66,6 +66,7 @@ class Candidate:
     flops: float  # of writing it
     prompt_flops: float  # of reading the prompt, which other answers share
     computed: int = 0  # annotations whose value the calculator wrote
+    ids: tuple[int, ...] = ()  # of the prompt and of the answer
 
 
 def cost(
@@ -106,7 +107,7 @@ def _uniforms(seed: int, prompts: Sequence[str], numbers: Sequence[int], length:
 
 def _candidate(model, said: Continuation, computed: int) -> Candidate:
     reading, writing = answer_flops(model, said.prompt_tokens, said.tokens)
-    return Candidate(said.text, said.ended, said.tokens, writing, reading, computed)
+    return Candidate(said.text, said.ended, said.tokens, writing, reading, computed, said.ids)
 
 
 def sample_answers(

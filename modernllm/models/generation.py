@@ -81,8 +81,13 @@ class Continuation:
 
     text: str  # without the prompt and special tokens
     ended: bool  # by an end token; False: by the limit
-    tokens: int  # written, the end token counted
+    ids: tuple[int, ...]  # of the prompt and of what was written, up to the end token
     prompt_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        "Written, the end token counted."
+        return len(self.ids) - self.prompt_tokens
 
 
 def _prompt_ids(model, tokenizer, prompts, max_new_tokens) -> list[list[int]]:
@@ -170,7 +175,7 @@ def continue_prompts(
     rows = out[:, longest:].tolist()
     lengths = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
     texts = tokenizer.batch_decode([row[:n] for row, n in zip(rows, lengths)], skip_special_tokens=True)
-    return [Continuation(text, n < len(row), min(n + 1, len(row)), len(prompt))
+    return [Continuation(text, n < len(row), (*prompt, *row[: n + 1]), len(prompt))
             for text, n, row, prompt in zip(texts, lengths, rows, ids)]
 
 

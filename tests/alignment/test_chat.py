@@ -10,8 +10,10 @@ from modernllm.cli.app import main
 from modernllm.cli.chat import read_line, talk
 from modernllm.core.config import InputError
 from modernllm.data.tokenizers import train_bpe
+from modernllm.hf.adapters import LoraSettings, add_lora, save_adapter
 from modernllm.models import ModernDecoderLM, ModernLLMConfig
-from modernllm.models.sources import save_model
+from modernllm.models.pretrained import find_pretrained
+from modernllm.models.sources import load_pretrained, save_model
 
 TOKENIZER = train_bpe(["the sea was calm and the ship was slow"] * 9, 280)
 
@@ -94,6 +96,22 @@ def test_a_pipe(saved, monkeypatch, capsys):
     assert "> " not in out
     assert piped(monkeypatch, "the sea", *options) == 0  # no line end at the end
     assert out == 2 * capsys.readouterr().out
+
+
+def test_an_adapter_talks_as_it_was_trained(saved, tmp_path, monkeypatch, capsys):
+    weights = find_pretrained(saved)
+    tuned = add_lora(load_pretrained(weights)[0], LoraSettings(r=2, targets=("all",)))
+    torch.manual_seed(0)
+    for name, tensor in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor)
+    save_adapter(tmp_path / "adapter", tuned, weights)
+    said = []
+    for folder, model in ((saved, load_pretrained(weights)[0]), (str(tmp_path / "adapter"), tuned.eval())):
+        said.append(Chat(model, TOKENIZER, max_new_tokens=8, temperature=0).answer("the sea"))
+        assert piped(monkeypatch, "the sea\n", folder, "--max-new-tokens", "8", "--temperature", "0") == 0
+        assert capsys.readouterr().out == said[-1] + "\n"
+    assert said[0] != said[1]
 
 
 def test_a_message_that_is_too_long_does_not_end_the_chat(saved, monkeypatch, capsys):

@@ -102,7 +102,7 @@ def test_answers_do_not_depend_on_the_batch(model, tokenizer):
 
 
 def test_an_answer_ends_where_the_model_invents_the_next_example(monkeypatch):
-    said = [Continuation(" positive\nReview: more\nSentiment: no", ended=False, tokens=8, prompt_tokens=9)]
+    said = [Continuation(" positive\nReview: more\nSentiment: no", ended=False, ids=tuple(range(17)), prompt_tokens=9)]
     monkeypatch.setattr(prompting, "continue_prompts", lambda *_, **__: said)
     monkeypatch.setattr(prompting, "fit_prompt", lambda *_: ("", "", False))
     found = solve(torch.nn.Module.__new__(_Configured), None, SST2, ROWS[:1], max_new_tokens=5)
