@@ -10,6 +10,7 @@ _EXPORTS = {
     "merge": "adapters",
     "save_adapter": "adapters",
     "load_4bit": "qlora",
+    "load_8bit": "qlora",
     "TEMPLATES": "templates",
     "Template": "templates",
     "classify": "prompting",

@@ -116,7 +116,7 @@ def load_adapter(
     folder: str | Path,  # of `save_adapter`
     base: Weights | None = None,  # None: found by its name
     trained: bool = False,  # go on training it
-    load: Callable = load_pretrained,  # or `qlora.load_4bit`
+    load: Callable = load_pretrained,  # or one of `qlora`
 ):  # (peft.PeftModel, tokenizer, Weights of the base)
     "The base with its adapter; another base is refused."
     from peft import PeftModel

@@ -9,6 +9,7 @@ __all__ = ['Tuning', 'prepare_model', 'trained_share', 'encode_task', 'evaluatio
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -21,7 +22,7 @@ from ..data.encoding import EncodedRows, encode_classification, encode_prompted,
 from ..data.length_groups import LengthGroupedBatches
 from ..experiments.finetuning import Tuned, finetune, finetune_config, mean_loss
 from .adapters import LoraSettings, add_lora
-from .qlora import load_4bit
+from .qlora import load_4bit, load_8bit
 from .task_evaluation import evaluate_task, model_kind
 from .tasks import Task, TaskRows
 from .templates import write_prompt
@@ -40,7 +41,8 @@ class Tuning(Config):
     lora_alpha: float | None = Field(None, gt=0)  # None: twice the rank
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_targets: tuple[str, ...] = ("attention",)  # of LoraSettings
-    qlora: bool = False  # LoRA on a base of 4 bits
+    qlora: bool = False  # LoRA on a quantised base
+    bits: Literal[4, 8] = 4  # of that base
     batch_size: int = Field(16, ge=1)
     max_length: int | None = Field(None, ge=2)  # tokens of a row, longer ones are left out; None: the task's
     answers: int = Field(64, ge=1)  # generated at each evaluation, for tasks without labels
@@ -72,7 +74,7 @@ def prepare_model(
         raise InputError("qlora trains an adapter: lora_r is 0; allowed: 1 or more")
     seed_everything(seed)
     config = {"num_labels": len(task.labels), "id2label": dict(enumerate(task.labels))} if kind == "classification" else {}
-    load = load_4bit if tuning.qlora else load_pretrained
+    load = {4: load_4bit, 8: load_8bit}[tuning.bits] if tuning.qlora else load_pretrained
     model, tokenizer = load(weights, kind, **config)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)  # a classifier looks for the last token before it

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from modernllm.core.config import InputError
 from modernllm.data.tokenizers import train_bpe
 from modernllm.hf.adapters import LoraSettings, add_lora, load_adapter, merge, save_adapter
-from modernllm.hf.qlora import load_4bit
+from modernllm.hf.qlora import load_4bit, load_8bit
 from modernllm.hf.task_training import Tuning, prepare_model, trained_share
 from modernllm.hf.tasks import find_task
 from modernllm.models.pretrained import find_pretrained
@@ -82,6 +82,16 @@ def test_linear_layers_of_the_backbone_are_nf4(base, in_4bit):
     assert rest == {name for name, _ in wide.named_parameters() if "proj" not in name}
     assert 0 < far(logits(wide), logits(in_4bit)) < 0.15
     assert in_4bit.generation_config.max_new_tokens == 7 and not in_4bit.training and len(tokenizer) == VOCABULARY
+
+
+def test_8_bits(base, in_4bit):
+    wide, model = load_pretrained(base)[0], load_8bit(base)[0]
+    layers = [name for name, module in model.named_modules() if type(module).__name__ == "Linear8bitLt"]
+    assert layers == narrow_layers(in_4bit) and all(model.get_submodule(name).weight.dtype == torch.int8 for name in layers)
+    assert 0 < 4 * far(logits(wide), logits(model)) < far(logits(wide), logits(in_4bit))
+    adapted = add_lora(model, LoraSettings(r=2))
+    adapted(IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for name, p in adapted.named_parameters() if "lora_" in name)
 
 
 def test_a_head_for_classification_stays_float32_and_is_trained(base):
