@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core.config import InputError, did_you_mean
 from .embedded import embedded_documents
 from .generated import generated_instructions, generated_pairs, generated_preferences, generated_reviews
+from .generated_rewrites import REWRITE_CONVERSATIONS, generated_rewrites
 from .text_files import TextFiles, find_path, project_name
 from .word_problems import ROWS, word_problems
 
@@ -21,6 +22,7 @@ from .word_problems import ROWS, word_problems
 KINDS = {
     "text": "running text",
     "pairs": "a source and its target",
+    "rewrites": "a question, the question rewritten to stand alone, and the turns before it",
     "labels": "a text and its label",
     "preferences": "a preferred and a rejected answer, each behind the same conversation",
     "conversations": "an instruction, an input, which may be empty, and the answer; or an instruction and a list of these two",
@@ -157,20 +159,26 @@ _PAIRS = (
 # %% ../../nbs/10_data/catalogue.ipynb #ca9d1d4c
 _REWRITES = (
     Source(
-        "canard", "CANARD: questions rewritten to stand alone", "CC BY-SA 4.0", ("validation",), "pairs",
-        columns=("Question", "Rewrite", "History"), mirror={"validation": MirrorFile("query_rewriting/canard_dev.jsonl.gz")},
+        "canard", "CANARD: questions rewritten to stand alone", "CC BY-SA 4.0", ("validation",), "rewrites",
+        columns=("Question", "Rewrite", "History", "QuAC_dialog_id"),
+        mirror={"validation": MirrorFile("query_rewriting/canard_dev.jsonl.gz")},
         home="https://github.com/aagohary/canard",
     ),
     Source(
-        "trec_cast", "TREC CAsT 2019 to 2022: queries rewritten to stand alone", "MIT", ("test",), "pairs",
+        "trec_cast", "TREC CAsT 2019 to 2022: queries rewritten to stand alone", "MIT", ("test",), "rewrites",
         columns=("question", "rewrite", "history", "year", "topic", "turn"),
         mirror={"test": MirrorFile("query_rewriting/trec_cast.jsonl.gz")}, home="https://github.com/daltonj/treccastweb",
     ),
     Source(
         "marco_rewrites", "MS MARCO sessions: last turn rewritten by rules", "MIT; MS MARCO: non-commercial research",
-        ("train",), "pairs", columns=("input", "target"),
+        ("train",), "rewrites", columns=("input", "target", "topic_number"),
         mirror={"train": MirrorFile("query_rewriting/marco_rule_based.jsonl.gz")},
         home="https://github.com/thunlp/ConversationQueryRewriter",
+    ),
+    Source(
+        "generated_rewrites", "Follow-up questions and rewrites, from a seeded generator", "Apache-2.0",
+        tuple(REWRITE_CONVERSATIONS), "rewrites", columns=("query", "rewrite", "history", "conversation"), home="this package",
+        made=generated_rewrites, place="generated",
     ),
 )
 

@@ -60,11 +60,6 @@ def read_rows(
     return loaded, rows
 
 
-def _joined(cell: str | list[str]) -> str:
-    "A text; turns of a conversation on lines of their own."
-    return cell if isinstance(cell, str) else "\n".join(cell)
-
-
 def read_texts(
     name: str,
     split: str,
@@ -73,7 +68,7 @@ def read_texts(
     "The pairs of a split as texts."
     columns = CATALOGUE[check_name("task set", name, names("pairs"))].columns[:2]
     loaded, rows = read_rows(name, split, stand_in)
-    sources, targets = ([_joined(row[column]) for row in rows] for column in columns)
+    sources, targets = ([row[column] for row in rows] for column in columns)
     return loaded, sources, targets
 
 # %% ../../nbs/10_data/tasks.ipynb #7d20a002

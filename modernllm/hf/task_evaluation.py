@@ -22,7 +22,7 @@ from ..data.encoding import encode_classification, encode_seq2seq
 from ..evaluation.analysis import RULES, Example, categorise, write_examples
 from ..evaluation.classification import label_probabilities
 from ..evaluation.intervals import bootstrap, wilson
-from ..evaluation.metrics import compute_metrics, item_scores
+from ..evaluation.metrics import FRACTIONS, compute_metrics, item_scores
 from ..evaluation.seq2seq import greedy_answers, target_logprobs
 from .prompting import Classified, Solved, classify, solve
 from .tasks import Task, TaskRows
@@ -111,7 +111,7 @@ class TaskScores:
         for name, value in self.metrics.items():
             scores = self.items.get(name)
             interval = (None, None) if scores is None else bootstrap(scores)
-            if scores is not None and not name.startswith("rouge"):
+            if scores is not None and name not in FRACTIONS:
                 interval = wilson(int(sum(scores)), len(scores))
             rows.append({"metric": name, "value": value, "low": interval[0], "high": interval[1], "n": len(self.examples)})
         return pd.DataFrame(rows)
@@ -148,8 +148,9 @@ def score_predictions(
         predictions, references = found.labels, [row[task.template.wanted] for row in rows.rows]
     else:
         predictions, references = found.texts, [task.template.answer(row) for row in rows.rows]
-    items = item_scores(task.metrics, predictions, references)
-    return TaskScores(task.name, compute_metrics(task.metrics, predictions, references), items,
+    judged = task.metrics, predictions, references, [task.template.input(row) for row in rows.rows]
+    items = item_scores(*judged)
+    return TaskScores(task.name, compute_metrics(*judged), items,
                       _examples(task, rows, found, items), found.cut)
 
 
