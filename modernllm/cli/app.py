@@ -73,6 +73,7 @@ def takes_settings(
         "sft": "modernllm.cli.align:sft",
         "dpo": "modernllm.cli.align:dpo",
         "verify": "modernllm.cli.align:verify",
+        "rewrite": "modernllm.cli.rewrite:rewrite",
         "evaluate": "modernllm.cli.evaluate:evaluate",
         "generate": "modernllm.cli.train:generate",
         "chat": "modernllm.cli.chat:chat",

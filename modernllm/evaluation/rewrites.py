@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from ..core.config import InputError
 
 _FUNCTION_WORDS = frozenset("""
-a about after all also am an and any are aren as at be because been before being besides but by can could couldn d did didn do does doesn doing don
-during else ever for from had has hasn have haven he her hers him his how i if in into is isn it its just ll m many me more most much my no nor
-not of off on once only or other our out over re s same she should so some such t than that the their theirs them then there these they this those
-through to too under until up us ve very was wasn we were weren what when where which while who whom whose why will with won would you your
+a about after all also am an and any are aren as at be because been before being besides but by can could couldn d did didn
+do does doesn doing don during else ever for from had has hasn have haven he her hers him his how i if in into is isn it its
+just ll m many me more most much my no nor not of off on once only or other our out over re s same she should so some such t
+than that the their theirs them then there these they this those through to too under until up ve very was wasn we were weren
+what when where which while who whom whose why will with won would you your
 """.split())
 
 
@@ -45,7 +46,8 @@ def rewrite_matches(
 ) -> dict[str, list[float]]:  # exact_match and entity_recall of each item
     "Whether rewrites are the references, and how many of their added words they have."
     if not len(predictions) == len(references) == len(queries):
-        raise InputError(f"rewrites: {len(predictions)} predictions, {len(references)} references, {len(queries)} queries; allowed: as many")
+        found = f"{len(predictions)} predictions, {len(references)} references, {len(queries)} queries"
+        raise InputError(f"rewrites: {found}; allowed: as many of each")
     exact, recall = [], []
     for said, reference, query in zip(predictions, references, queries):
         needed = added_words(query, reference)
@@ -66,10 +68,12 @@ def ellipsis_of(
 ) -> str:  # one of ELLIPSES
     "What a question leaves out."
     lost = _PRONOUNS & (set(words_of(query)) - set(words_of(reference)))
-    if not added_words(query, reference) and not lost:
+    if comparable(query) == comparable(reference):
         return "complete"
     if _SHIFT.search(query):
         return "topic shift"
+    if not added_words(query, reference) and not lost:
+        return "complete"
     if _COMPARING.search(query):
         return "comparison"
     return "pronoun" if lost else "bare noun phrase"

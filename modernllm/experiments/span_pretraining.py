@@ -38,8 +38,9 @@ def new_t5(
     if d_model % HEAD:
         raise InputError(f"d_model is {d_model}; allowed: a multiple of {HEAD}")
     pad = tokenizer.pad_token_id
-    config = T5Config(vocab_size=len(tokenizer), d_model=d_model, d_kv=HEAD, num_heads=d_model // HEAD, d_ff=4 * d_model, num_layers=layers,
-                      dropout_rate=0.0, pad_token_id=pad, decoder_start_token_id=pad, eos_token_id=tokenizer.eos_token_id)
+    shape = {"d_model": d_model, "d_kv": HEAD, "num_heads": d_model // HEAD, "d_ff": 4 * d_model, "num_layers": layers}
+    config = T5Config(vocab_size=len(tokenizer), dropout_rate=0.0, pad_token_id=pad, decoder_start_token_id=pad,
+                      eos_token_id=tokenizer.eos_token_id, **shape)
     seed_everything(seed)
     return T5ForConditionalGeneration(config).to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -66,8 +67,8 @@ def train_on_spans(
     telemetry: Telemetry | None = None,
 ) -> tuple[Tuned, int]:  # scores by loss in nats a token, and how many tokens of validation they are over
     "Learn to fill in spans."
-    spans, held = (SpanBatches(split, tokenizer, block_size=block_size, batch_size=batch_size, sentinels=SENTINELS, seed=config.seed)
-                   for split in (train, validation))
+    portions = {"block_size": block_size, "batch_size": batch_size, "sentinels": SENTINELS, "seed": config.seed}
+    spans, held = (SpanBatches(split, tokenizer, **portions) for split in (train, validation))
     pairs = held.pairs(max(1, 256 // batch_size))
     tuned = finetune(t5, Seq2Seq(), spans, lambda model, _: score_pairs(model, pairs), config, folder=folder, telemetry=telemetry)
     return tuned, pairs.n_targets
@@ -86,8 +87,8 @@ def pretrain_spans(
     "Pre-train and record it; the model becomes the run's artifact."
     splits = [token_split(load(text, split, stand_in=stand_in(run, text)), tokenizer) for split in ("train", "validation")]
     run.read(splits[1])
-    tuned, tokens = train_on_spans(t5, tokenizer, *splits, config, block_size=block_size, batch_size=batch_size, folder=run.checkpoints,
-                                   telemetry=run.telemetry)
+    tuned, tokens = train_on_spans(t5, tokenizer, *splits, config, block_size=block_size, batch_size=batch_size,
+                                   folder=run.checkpoints, telemetry=run.telemetry)
     run.metric("parameters", t5.num_parameters(), unit="parameters")
     run.metric("validation_span_loss", tuned.best["loss"], unit="nats/token", split="validation", n_items=tokens, better="lower")
     run.curve("span_loss", *tuned.curve(), x_unit="steps", y_unit="nats/token")
