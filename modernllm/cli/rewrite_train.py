@@ -63,14 +63,14 @@ def describe(
 @click.command(short_help="Train a model to rewrite follow-up questions.", epilog=examples(
     "modernllm rewrite train --set dev                          t5-mini, made here, on a tenth of the data",
     "modernllm rewrite train --set full --model flan-t5-small --out runs/my-rewriter",
-    "modernllm rewrite train --set full --model smollm2-135m lora_r=16 max_epochs=2",
+    "modernllm rewrite train --set full --model smollm2-135m lora_r=16",
     "modernllm rewrite train --set my.jsonl                     own rows of history, query and rewrite",
     "modernllm rewrite train mini_steps=20 max_steps=20 test_rows=20   seconds, to try it out",
     "modernllm rewrite train --fields                           every setting with its default",
 ))
 @takes_settings("modernllm.cli.rewrite_recipe:rewrite_fields")
 @click.option("--set", "data", default="dev", show_default=True, help="dev (a tenth), full, or a .jsonl file of your own.")
-@click.option("--model", default="t5-mini", show_default=True, help="t5-mini, one of `modernllm models list`, a folder, a hub id.")
+@click.option("--model", default="t5-mini", show_default=True, help="t5-mini, a name of `modernllm models list`, or a folder.")
 @click.option("--environment", type=click.Choice(["laptop", "colab", "server"]), help="Whose settings.  [default: this machine's]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for checkpoints, model and scores.")
 def train(values, data, model, environment, out):

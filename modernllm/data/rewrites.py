@@ -160,7 +160,8 @@ def _own_row(place: str, row: dict) -> dict:
         "".join([*history, row["query"], row["rewrite"]]).encode()
     except UnicodeEncodeError:
         raise InputError(f"{place}: holds half a surrogate pair; allowed: text") from None
-    name = str(row.get("conversation") or next((turn for turn in history if turn.strip()), row["query"]))
+    given = row.get("conversation")
+    name = next((turn for turn in history if turn.strip()), row["query"]) if given in (None, "") else str(given)
     return _row("own", name, name, history, row["query"], row["rewrite"])
 
 

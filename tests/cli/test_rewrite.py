@@ -1,0 +1,73 @@
+"""`modernllm rewrite train`: from rows to one folder with model, recipe and scores; what is refused, in one line."""
+
+import json
+
+import pytest
+import yaml
+
+from modernllm.cli.app import main
+from modernllm.data.generated_rewrites import generated_rewrites
+from modernllm.data.tasks import shared_tokenizer
+from modernllm.data.tokenizers import with_tokens
+from modernllm.experiments.span_pretraining import SENTINELS, new_t5
+from modernllm.models.sources import save_model
+
+QUICK = ["max_steps=2", "batch_size=4", "precision=fp32", "train_rows=8", "validation_rows=4", "answers=2", "test_rows=4"]
+MINI = ["mini_tokens=400", "mini_d_model=32", "mini_layers=1", "mini_steps=2", "mini_batch_size=2", "mini_block_size=32"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rewrite")
+    rows = generated_rewrites("train")[:60]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = ["\n".join([*row["history"], row["query"], row["rewrite"]]) for row in rows]
+    (folder / "text.txt").write_text("\n\n\n".join(texts))
+    tokenizer = with_tokens(shared_tokenizer([texts], 400), list(SENTINELS))
+    save_model(folder / "base", new_t5(tokenizer, 32, 1), tokenizer)
+    return folder
+
+
+def line(base, *more, model="base"):
+    return ["rewrite", "train", "--set", str(base / "mine.jsonl"), "--model", str(base / model), "--environment", "laptop", *QUICK, *more]
+
+
+def test_one_folder_with_model_recipe_and_scores(base, capsys):
+    out = base / "out"
+    assert main(line(base, "--out", str(out))) == 0
+    said = capsys.readouterr().out
+    assert said.index("batch_size") < said.index("eval_loss") < said.index("eval_rouge_l") and "poor; the copied query has" in said
+    assert {path.name for path in (out / "model").iterdir()} >= {"model.safetensors", "tokenizer.json", "recipe.yaml", "record.json"}
+    recipe = yaml.safe_load((out / "model/recipe.yaml").read_text())
+    assert recipe["task"] == "query_rewriting" and recipe["form"] == "auto" and recipe["max_steps"] == 2 and "max_epochs" not in recipe
+    found = json.loads((out / "scores/eval.json").read_text())
+    assert found["rows"] == 4 and found["split"] == "test" and f"{found['eval_loss']:.4f}" in said
+    assert len((out / "scores/query_rewriting.jsonl").read_text().splitlines()) == 4
+    assert main(line(base, "--out", str(out))) == 0  # the same line again
+    assert main(line(base, "--out", str(out), "seed=1")) == 2 and "other settings (seed)" in capsys.readouterr().err
+
+
+def test_the_small_t5_is_made_once(base, capsys, monkeypatch):
+    monkeypatch.setenv("MODERNLLM_RUNS", str(base / "runs"))
+    given = ["rewrite", "train", "--set", str(base / "mine.jsonl"), *QUICK, *MINI, f"mini_text={base / 'text.txt'}"]
+    assert main([*given, "--out", str(base / "mini")]) == 0
+    (made,) = (base / "runs/rewrite").glob("t5-mini-*")
+    before = (made / "model.safetensors").stat().st_mtime_ns
+    assert main([*given, "--out", str(base / "mini2")]) == 0
+    assert (made / "model.safetensors").stat().st_mtime_ns == before
+    assert "t5-mini, pre-training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--set", "half"], "portion is 'half'"),
+    (["--model", "t5-minni"], "no model 't5-minni'"),
+    (["batchsize=2"], "no setting 'batchsize'; did you mean 'batch_size'"),
+    (["data=x"], "no setting 'data'"),
+    (["mini_d_model=40"], "mini_d_model is 40; allowed: a multiple of 32"),
+    (["--environment", "phone"], "'phone' is not one of"),
+    (["learning_rate=-1"], "learning_rate"),
+])
+def test_bad_input_is_one_line(base, capsys, more, said):
+    assert main(line(base, *more)) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
