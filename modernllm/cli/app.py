@@ -94,6 +94,7 @@ def takes_settings(
         "modernllm train data=my.txt                a small model on your own text",
         "modernllm finetune task=sst2               a pretrained model on a task",
         "modernllm sft data=chats.jsonl             a pretrained model on conversations; then dpo, verify, solve",
+        "modernllm rewrite train --set dev          a small model that rewrites follow-up questions",
         "modernllm chat smollm2-135m                talk with a pretrained model",
         "modernllm runs                             what was run, when, how far, with which loss",
         "modernllm export MODEL --to llama          for use without this package",

@@ -25,7 +25,7 @@ from ..training.config import TrainConfig
 class FinetuneConfig(Config):
     "What is learnt, by which model."
 
-    task: str | None = None  # sst2, samsum, gsm8k or word_problems
+    task: str | None = None  # sst2, samsum, gsm8k, word_problems or query_rewriting
     data: str | None = None  # or a .jsonl file of your own, a row a line
     input: str = "input"  # its column of inputs
     target: str = "target"  # its column of answers

@@ -64,8 +64,8 @@ TASKS = {task.name: task for task in (
     Task("gsm8k", "gsm8k", TEMPLATES["gsm8k"], "gsm8k", "exact_match_flexible", max_length=512, max_new_tokens=256),
     Task("word_problems", "word_problems", TEMPLATES["word_problems"], "gsm8k", "exact_match", max_length=320,
          max_new_tokens=160),
-    Task("query_rewriting", "canard", TEMPLATES["query_rewriting"], "rewrites", "rougeL", passes=0.8, max_length=256,
-         max_new_tokens=48, splits=SPLITS, read=_rewrite_rows),
+    Task("query_rewriting", "canard", TEMPLATES["query_rewriting"], "rewrites", "rougeL", passes=0.9, max_length=448,
+         max_new_tokens=64, splits=SPLITS, read=_rewrite_rows),
 )}
 
 # %% ../../nbs/51_hf/tasks.ipynb #c8d9f0c1

@@ -211,7 +211,7 @@ def test_a_stand_in_is_of_the_same_kind():
 
 
 # How many of the first columns of each kind hold something to read.
-KINDS = {"text": 1, "pairs": 2, "labels": 1, "preferences": 2, "conversations": 3, "choices": 1}
+KINDS = {"text": 1, "pairs": 2, "rewrites": 2, "labels": 1, "preferences": 2, "conversations": 3, "choices": 1}
 
 
 @pytest.mark.parametrize("name", [name for name, source in CATALOGUE.items() if source.mirror])
