@@ -71,7 +71,7 @@ def describe(
 @takes_settings("modernllm.cli.rewrite_recipe:rewrite_fields")
 @click.option("--set", "data", default="dev", show_default=True, help="dev (a tenth), full, or a .jsonl file of your own.")
 @click.option("--model", default="t5-mini", show_default=True, help="t5-mini, one of `modernllm models list`, a folder.")
-@click.option("--environment", type=click.Choice(["laptop", "colab", "server"]), help="Whose settings.  [default: this machine's]")
+@click.option("--environment", type=click.Choice(["laptop", "colab", "server"]), help="Whose settings.  [default: this one's]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for checkpoints, model and scores.")
 def train(values, data, model, environment, out):
     """Train a model to rewrite follow-up questions. The same line again continues an interrupted training.
