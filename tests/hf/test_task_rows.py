@@ -25,7 +25,8 @@ def rows_of(n, label=lambda i: ["bad", "good"][i % 2]):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_no_row_is_in_two_splits(name):
-    task, stand_in = find_task(name), {"sst2": "generated_reviews", "word_problems": name}.get(name, "generated_pairs")
+    others = {"sst2": "generated_reviews", "word_problems": name, "query_rewriting": "generated_rewrites"}
+    task, stand_in = find_task(name), others.get(name, "generated_pairs")
     splits = {split: read_task(task, split, stand_in) for split in ("train", "validation", "test")}
     texts = [row[task.template.given] for rows in splits.values() for row in rows.rows]
     assert len(set(texts)) == len(texts)
