@@ -8,11 +8,13 @@ __all__ = ['rewrite']
 # %% ../../nbs/70_cli/rewrite.ipynb #f6e90003
 import click
 
-from .app import LazyGroup
+from .app import LazyGroup, examples
 
 # %% ../../nbs/70_cli/rewrite.ipynb #f6e90004
 @click.command(cls=LazyGroup, short_help="Rewrite follow-up questions.", lazy={
     "train": "modernllm.cli.rewrite_train:train",
-})
+}, epilog=examples(
+    "modernllm rewrite train --set dev                a small model on a tenth of the data",
+))
 def rewrite():
     """Rewrite a follow-up question so that it can be understood without its conversation."""
