@@ -1,0 +1,11 @@
+"""Query rewriting: a follow-up question and its conversation become a question that stands alone. Names are loaded lazily."""
+
+from modernllm import lazily
+
+# public name: module of this package that defines it
+_EXPORTS = {
+    "ENGINES": "engine",
+    "Engine": "engine",
+    "load_engine": "engine",
+}
+__getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)
