@@ -31,7 +31,7 @@ def test_bench(folder, capsys):
     engines = ["--engine", "int8"]
     assert call(bench, folder, *engines, "--rows", 3, "--task", "word_problems", "--rounds", 2) == (0, "")
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in table[1:5]] == ["engine", "torch", "int8", "3"]
+    assert [line.split()[0] for line in table[1:5]] == ["engine", "torch", "int8", "2"]
     assert "ROUGE-L" in table[1] and table[2].split()[3:5] == ["1.00", "100.0%"]
     assert call(bench, folder, *engines, "--rows", 0, "--rounds", 2) == (0, "")
     table = capsys.readouterr().out.splitlines()

