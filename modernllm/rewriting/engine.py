@@ -7,6 +7,7 @@ __all__ = ['ENGINES', 'STAMP', 'Engine', 'EngineKind', 'installed_engines', 'loa
            'model_kind', 'engine_files', 'greedy']
 
 # %% ../../nbs/56_rewriting/engine.ipynb #ea000004
+import contextlib
 import importlib
 import json
 import os
@@ -139,7 +140,8 @@ def engine_files(
         (made / STAMP).write_text(json.dumps(stamp))
         if out.exists():
             os.replace(out, old)
-        os.replace(made, out)
+        with contextlib.suppress(OSError):  # another process was faster
+            os.replace(made, out)
     return out
 
 # %% ../../nbs/56_rewriting/engine.ipynb #ea00000e

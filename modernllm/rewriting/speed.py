@@ -76,7 +76,8 @@ class EngineComparison:
         return median(a / b for a, b in zip(self.seconds["torch"], self.seconds[name]))
 
     def __str__(self) -> str:
-        lines = [self.work, f"{'engine':10}{'p50 ms':>9}{'p95 ms':>9}{'times':>7}{'same':>8}{'ROUGE-L':>9}{'lost':>8}"]
+        header = f"{'engine':10}{'p50 ms':>9}{'p95 ms':>9}{'times':>7}{'same':>8}"
+        lines = [self.work, header + (f"{'ROUGE-L':>9}{'lost':>8}" if self.rouge_l else "")]
         for name in self.seconds:
             line = f"{name:10}{self.milliseconds(name, 50):9.1f}{self.milliseconds(name, 95):9.1f}{self.times(name):7.2f}"
             line += f"{self.same[name]:8.1%}"
