@@ -4,7 +4,10 @@ from modernllm import lazily
 
 # public name: module of this package that defines it
 _EXPORTS = {
+    "ENGINES": "engine",
+    "Engine": "engine",
     "MiniT5": "settings",
+    "load_engine": "engine",
     "make_t5_mini": "t5_mini",
     "settings_of": "settings",
 }
