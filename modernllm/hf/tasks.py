@@ -15,7 +15,7 @@ from ..core.provenance import file_sha256
 from ..core.seeding import numpy_rng
 from ..data.tasks import TaskRows, read_rows
 from ..data.text_files import find_path, jsonl_rows, project_name
-from .templates import TEMPLATES, Template
+from ..data.templates import TEMPLATES, Template
 
 # %% ../../nbs/51_hf/tasks.ipynb #fa63f6de
 @dataclass(frozen=True)
