@@ -72,6 +72,10 @@ TEMPLATES = {
         instruction="Solve this problem step by step. End with a line that holds #### and the final number.",
         given="question", wanted="answer", names=("Question", "Answer"),
     ),
+    "query_rewriting": Template(
+        instruction="Rewrite the last question of this conversation so that it can be understood without the conversation.",
+        given="input", wanted="rewrite", names=("Conversation", "Rewrite"),
+    ),
     "word_problems": Template(instruction="", given="question", wanted="answer", names=("Question", "Answer")),
 }
 
