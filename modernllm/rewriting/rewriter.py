@@ -144,11 +144,11 @@ class Rewriter:
         "The model of a folder; a model of another kind or another task is refused."
         from modernllm.models.pretrained import model_folder
         from modernllm.models.sources import load_tokenizer
-        from modernllm.rewriting.engine import load_engine, model_kind
         place = model_folder(folder)
         template = template_of(place)
-        kind = model_kind(place)
-        return cls(load_engine(place, engine, threads), Coder(load_tokenizer(place), template, kind))
+        from modernllm.rewriting.engine import load_engine, model_kind
+        coder = Coder(load_tokenizer(place), template, model_kind(place))
+        return cls(load_engine(place, engine, threads), coder)
 
     def answer(
         self,

@@ -205,8 +205,6 @@ def make_app(
                            allow_headers=["authorization", "content-type"])
     model = question_model(settings)
     add_errors(app)
-    add_pages(app)
-    add_watching(app, batcher, metrics, settings)
     body = {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}
     errors = {status: {"model": Problem, "description": why} for status, why in _ERRORS.items()}
 
@@ -218,6 +216,8 @@ def make_app(
         metrics.cut.inc(answer.cut_turns)
         return answer
 
+    add_watching(app, batcher, metrics, settings)
+    add_pages(app)
     return app
 
 # %% ../../nbs/56_rewriting/server.ipynb #5f560014

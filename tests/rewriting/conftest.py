@@ -39,7 +39,7 @@ class Running:
         text = response.read()
         connection.close()
         kind = response.getheader("content-type", "")
-        return response.status, response.headers, json.loads(text) if kind == "application/json" else text.decode()
+        return response.status, response.headers, json.loads(text) if text and kind == "application/json" else text.decode()
 
     def raw(self, *pieces: bytes, pause: float = 0.0) -> socket.socket:
         "A connection on which these bytes were sent."

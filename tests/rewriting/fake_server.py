@@ -4,13 +4,34 @@ import json
 import sys
 import time
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from modernllm.data.templates import Template
-from modernllm.data.tokenizers import train_bpe
 from modernllm.rewriting.rewriter import Coder, Rewriter
 from modernllm.rewriting.server import make_app, run_server
 from modernllm.rewriting.server_settings import ServerSettings, bind, read_token
 
 QUESTION = "Question: "
+
+
+class Bytes:
+    "A tokenizer with a token a byte, which takes no import of transformers."
+
+    eos_token_id = 0
+
+    def __init__(self):
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        self.backend_tokenizer = Tokenizer(models.BPE({"<end>": 0, **{letter: k for k, letter in enumerate(alphabet, 1)}}, []))
+        self.backend_tokenizer.add_special_tokens(["<end>"])
+        self.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self.backend_tokenizer.decoder = decoders.ByteLevel()
+
+    def __call__(self, text, **how):
+        ids = self.backend_tokenizer.encode(text).ids
+        return {"input_ids": ids, "special_tokens_mask": [0] * len(ids)}
+
+    def decode(self, ids, skip_special_tokens=True):
+        return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
 
 class Repeats:
@@ -30,15 +51,15 @@ class Repeats:
             raise RuntimeError(f"secret words: {asked}")
         hangs, slow = (any(text.startswith(word) for text in asked) for word in ("hangs", "slow"))
         time.sleep(3600 if hangs else 1 if slow else self.SECONDS + self.EACH * len(ids))
-        return [row[:max_new_tokens] for row in self.tokenizer(asked, add_special_tokens=False)["input_ids"]]
+        return [self.tokenizer(text)["input_ids"][:max_new_tokens] for text in asked]
 
     def close(self):
         print("closed", flush=True)
 
 
 def fake_rewriter() -> Rewriter:
-    tokenizer = train_bpe(["Conversation: Marie Curie\nQuestion: When was she born?\nRewrite:"] * 9)
-    return Rewriter(Repeats(tokenizer), Coder(tokenizer, Template("", "input", "rewrite", ("Conversation", "Rewrite"))))
+    coder = Coder(Bytes(), Template("", "input", "rewrite", ("Conversation", "Rewrite")), max_tokens_in=1024)
+    return Rewriter(Repeats(coder.tokenizer), coder, max_new_tokens=1024)
 
 
 def serve(values: dict) -> None:
