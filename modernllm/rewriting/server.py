@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['answer_questions', 'while_connected', 'page', 'rewrite_one', 'add_errors', 'add_pages', 'add_watching', 'make_app',
-           'run_server']
+           'PromptHeaders', 'run_server']
 
 # %% ../../nbs/56_rewriting/server.ipynb #5f560003
 import asyncio
@@ -21,12 +21,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .. import __version__
 from ..core.config import InputError
@@ -220,6 +222,31 @@ def make_app(
     add_pages(app)
     return app
 
+# %% ../../nbs/56_rewriting/server.ipynb #5f560015
+class PromptHeaders(H11Protocol):
+    "A connection that is closed when the headers of a request take too long."
+
+    seconds = 10.0
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.timer = self.loop.call_later(self.seconds, self.close_idle)
+
+    def data_received(self, data):
+        super().data_received(data)
+        if not self.idle():
+            self.timer.cancel()
+        elif self.timer.cancelled():  # the beginning of a further request
+            self.timer = self.loop.call_later(self.seconds, self.close_idle)
+
+    def idle(self) -> bool:
+        "Whether no request is worked on."
+        return self.cycle is None or self.cycle.response_complete
+
+    def close_idle(self) -> None:
+        if self.idle():
+            self.transport.close()
+
 # %% ../../nbs/56_rewriting/server.ipynb #5f560014
 def run_server(
     app: FastAPI,
@@ -228,7 +255,8 @@ def run_server(
     started: Callable[[str], None] = lambda address: None,  # called when requests are answered, with the address
 ) -> None:
     "Answer requests until SIGTERM or Ctrl-C."
-    import uvicorn
+    class Protocol(PromptHeaders):
+        seconds = settings.timeout_seconds
 
     class Server(uvicorn.Server):
         async def startup(self, sockets=None):
@@ -237,8 +265,8 @@ def run_server(
             started(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
 
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the gate logs
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", proxy_headers=False, server_header=False,
-                            limit_concurrency=settings.max_connections,
+    config = uvicorn.Config(app, log_config=None, access_log=False, http=Protocol, ws="none", proxy_headers=False,
+                            server_header=False, limit_concurrency=settings.max_connections,
                             timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + 1)
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -40,8 +40,8 @@ def test_a_port_in_use(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "no-such-folder", "--port", str(port)]) == 2
-    assert line(capsys) == (f"error: port: {port} of '127.0.0.1' cannot be had: Address already in use; allowed: another --port, or 0 "
-                            "for a free one")
+    assert line(capsys) == (f"error: port: {port} of '127.0.0.1' cannot be had: Address already in use; allowed: another "
+                            "--port, or 0 for a free one")
 
 
 @pytest.mark.parametrize("given, error", [
@@ -78,7 +78,8 @@ def test_an_address_is_told_when_requests_are_answered(capsys, shouting, monkeyp
 
 
 def test_a_conversation_through_a_pipe(shouting):
-    said = CliRunner().invoke(commands.chat, ["folder", "--engine", "torch"], input="Who?\n+ A physicist.\nWhen?\n/undo\n/quit\nlost\n")
+    written = "Who?\n+ A physicist.\nWhen?\n/undo\n/quit\nlost\n"
+    said = CliRunner().invoke(commands.chat, ["folder", "--engine", "torch"], input=written)
     assert said.exit_code == 0 and said.stdout == "AAA\n\nAAA\n"
     notes = said.stderr.splitlines()
     assert "1 tokens read, 3 written" in notes[0] and notes[1] == "[remembered as an answer]" and "3 tokens read" in notes[2]

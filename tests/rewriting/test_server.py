@@ -203,6 +203,9 @@ def test_a_full_queue_and_time_that_is_up(new_server):
     assert server.ask(method="GET", path="/healthz")[0] == 200
     with server.raw(HEAD + b"Content-Length: 9\r\n\r\n{") as slow:  # and a body that never comes
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
+    ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    with server.raw(ask) as slow, server.raw(ask + b"\r\n", ask, pause=0.5) as slow_later:  # and headers that never end
+        assert slow.recv(100) == b"" and slow_later.recv(1000).startswith(b"HTTP/1.1 200") and slow_later.recv(100) == b""
     assert server.end() == 0  # though its engine never comes back
 
 
