@@ -1,7 +1,9 @@
 """The rewriting server as strangers meet it: wrong and hostile requests, load, signals. The engine is a fake, HTTP is real."""
 
+import functools
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -145,6 +147,34 @@ def test_openapi_says_what_is_checked(server):
     for path in ("/", "/docs"):
         status, headers, text = server.ask(method="GET", path=path)
         assert status == 200 and "unsafe" not in headers["content-security-policy"] and "https://" not in text
+
+
+def from_schema(schema: dict):
+    "Values that a JSON schema of strings, arrays and objects allows."
+    if schema["type"] == "object":
+        parts = {name: from_schema(part) for name, part in schema["properties"].items()}
+        needed = {name: parts.pop(name) for name in schema["required"]}
+        return st.fixed_dictionaries(needed, optional=parts)
+    if schema["type"] == "array":
+        return st.lists(from_schema(schema["items"]), max_size=min(30, schema["maxItems"]))
+    most, pattern = schema["maxLength"], re.compile(schema.get("pattern", ""))
+    short = st.text(min_size=schema.get("minLength", 0), max_size=60).filter(pattern.search)
+    return short | st.integers(0, most - 1).map(lambda size: "x" * (most - size))
+
+
+@functools.cache
+def document_of(server) -> dict:
+    return server.ask(method="GET", path="/openapi.json")[2]
+
+
+@settings(QUICK, max_examples=max(50, REQUESTS // 4))
+@given(data=st.data())
+def test_what_the_document_allows_is_answered(server, data):
+    operation = document_of(server)["paths"]["/rewrite"]["post"]
+    question = data.draw(from_schema(operation["requestBody"]["content"]["application/json"]["schema"]))
+    status, _, said = server.ask(question)
+    assert str(status) in operation["responses"]
+    assert status == 200 or said["error"].startswith(("query: it is empty", "query: has "))  # invisible letters; too many tokens
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=4)
