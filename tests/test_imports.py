@@ -22,6 +22,7 @@ def loaded_by(code: str) -> set[str]:
     "from modernllm.cli import main; main(['--help'])",
     "from modernllm.cli import main; main(['study', 'run', '--help'])",
     "from modernllm.cli import main; main(['train', '--help'])",
+    "from modernllm.cli import main; main(['serve', '--help'])",
 ])
 def test_light(code):
     assert loaded_by(code) == set()

@@ -28,7 +28,7 @@ from ..core.config import Config, InputError
 from ..core.provenance import file_sha256
 from ..hf.adapters import LoraSettings, adapter_base, adapter_folder, add_lora, load_model, merge
 from ..hf.tasks import find_task, read_task
-from ..hf.templates import write_prompt
+from ..data.templates import write_prompt
 from ..models.pretrained import find_pretrained
 from ..models.sources import save_model
 

@@ -78,6 +78,7 @@ def takes_settings(
         "generate": "modernllm.cli.train:generate",
         "chat": "modernllm.cli.chat:chat",
         "solve": "modernllm.cli.solve:solve",
+        "serve": "modernllm.cli.serve:serve",
         "runs": "modernllm.cli.runs:runs",
         "export": "modernllm.cli.export:export",
         "lr-find": "modernllm.cli.tune:lr_find",

@@ -13,8 +13,14 @@ from .app import LazyGroup, examples
 # %% ../../nbs/70_cli/rewrite.ipynb #f6e90004
 @click.command(cls=LazyGroup, short_help="Rewrite follow-up questions.", lazy={
     "train": "modernllm.cli.rewrite_train:train",
+    "quantize": "modernllm.cli.rewrite_engines:quantize",
+    "bench": "modernllm.cli.rewrite_engines:bench",
+    "chat": "modernllm.cli.serve:chat",
 }, epilog=examples(
     "modernllm rewrite train --set dev                a small model on a tenth of the data",
+    "modernllm rewrite quantize FOLDER --engine ct2   files that answer faster",
+    "modernllm rewrite bench FOLDER                   every engine: answers, ROUGE-L, latency",
+    "modernllm rewrite chat FOLDER                    ask in the terminal",
 ))
 def rewrite():
     """Rewrite a follow-up question so that it can be understood without its conversation."""

@@ -34,7 +34,7 @@ def task_sources(
     from modernllm.core.config import InputError
     from modernllm.data.encoding import encode_seq2seq, text_ids
     from modernllm.hf.tasks import find_task, read_task
-    from modernllm.hf.templates import write_prompt
+    from modernllm.data.templates import write_prompt
     from modernllm.models.pretrained import model_folder
     from modernllm.models.sources import load_tokenizer
     from modernllm.rewriting.engine import model_kind

@@ -33,7 +33,7 @@ def prompt_of(
     from dataclasses import replace
 
     from modernllm.core.config import InputError
-    from modernllm.hf.templates import TEMPLATES, write_prompt
+    from modernllm.data.templates import TEMPLATES, write_prompt
     if not problem.strip():
         raise InputError("problem: it is empty; needed: a text")
     template = TEMPLATES["gsm8k"]

@@ -15,7 +15,7 @@ from torch import nn
 from ..core.config import InputError
 from ..core.seeding import numpy_rng
 from ..evaluation.choices import continuation_logprobs, encode_continuation
-from .templates import Template, fit_prompt
+from ..data.templates import Template, fit_prompt
 from ..models.generation import continue_prompts
 
 # %% ../../nbs/51_hf/prompting.ipynb #e1a54644

@@ -19,7 +19,7 @@ from .adapters import LoraSettings, add_lora
 from .prompting import classify
 from .task_training import encode_task
 from .tasks import find_task, read_task
-from .templates import write_prompt
+from ..data.templates import write_prompt
 from ..models.frozen import frozen_in_bfloat16
 from ..models.sources import load_pretrained, save_model
 from ..training.config import TrainConfig

@@ -25,7 +25,7 @@ from .adapters import LoraSettings, add_lora
 from .qlora import load_4bit, load_8bit
 from .task_evaluation import evaluate_task, model_kind
 from .tasks import Task, TaskRows
-from .templates import write_prompt
+from ..data.templates import write_prompt
 from ..models.frozen import frozen_in_bfloat16
 from ..models.pretrained import Weights
 from ..models.sources import load_pretrained

@@ -17,7 +17,7 @@ from ..core.seeding import numpy_rng
 from ..data.rewrites import PORTIONS, SPLITS, read_rewrites
 from ..data.tasks import TaskRows, read_rows
 from ..data.text_files import find_path, jsonl_rows, project_name
-from .templates import TEMPLATES, Template
+from ..data.templates import TEMPLATES, Template
 
 # %% ../../nbs/51_hf/tasks.ipynb #fa63f6de
 def _catalogue_rows(task: "Task", split: str, stand_in: str | None) -> TaskRows:

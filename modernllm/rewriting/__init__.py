@@ -4,10 +4,18 @@ from modernllm import lazily
 
 # public name: module of this package that defines it
 _EXPORTS = {
+    "Coder": "rewriter",
     "ENGINES": "engine",
     "Engine": "engine",
+    "Load": "load_test",
     "MiniT5": "settings",
+    "Rewrite": "rewriter",
+    "Rewriter": "rewriter",
+    "ServerSettings": "server_settings",
+    "compare_clients": "load_test",
+    "drive": "load_test",
     "load_engine": "engine",
+    "make_app": "server",
     "make_t5_mini": "t5_mini",
     "settings_of": "settings",
 }

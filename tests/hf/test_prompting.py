@@ -11,7 +11,7 @@ from modernllm.data.tokenizers import train_bpe
 from modernllm.evaluation.choices import Question, answer_choices
 from modernllm.hf import prompting
 from modernllm.hf.prompting import classify, draw_shots, solve
-from modernllm.hf.templates import TEMPLATES, fit_prompt, write_prompt
+from modernllm.data.templates import TEMPLATES, fit_prompt, write_prompt
 from modernllm.models.generation import Continuation
 
 SST2 = TEMPLATES["sst2"]
