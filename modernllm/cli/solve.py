@@ -127,8 +127,8 @@ def solve(model, problem, samples, verifier, threshold, budget, instruction, **s
     loaded, tokenizer, _ = load_model(model, "causal")
     judge = None
     if verifier:
-        from modernllm.alignment.verifier import Verifier
-        judge = Verifier.load(verifier)
+        from modernllm.alignment.likelihood_verifier import load_verifier
+        judge = load_verifier(verifier)
 
     def vote(drawn):
         numbers = [one.number for one in drawn]
