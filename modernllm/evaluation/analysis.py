@@ -193,7 +193,7 @@ def preference_example(
     confidence = 1 / (1 + math.exp(-min(abs(margin), 100)))
     return Example(prompt, chosen if right else rejected, chosen, right, confidence)
 
-
+# %% ../../nbs/40_evaluation/analysis.ipynb #6fe0e8ad
 REWRITES: dict[str, Rule] = {
     **{kind: lambda e, kind=kind: ellipsis_of(query_of(e.input), e.reference) == kind for kind in ELLIPSES},
     "copied": lambda e: is_copied(query_of(e.input), e.output, e.reference),

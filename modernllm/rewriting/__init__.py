@@ -21,6 +21,7 @@ _EXPORTS = {
     "make_t5_mini": "t5_mini",
     "new_tagger": "tagger",
     "settings_of": "settings",
+    "tagged_rewrites": "tagger",
     "train_tagger": "tagger",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)
