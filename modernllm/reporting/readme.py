@@ -77,10 +77,9 @@ def questions(
         verdict = f"{{{name}.verdict}}" if f"{name}.verdict" in values else "see the paper"
         question, answer, caveat = told.get(name, (prose(load_plan(name).title), verdict, ""))
         hours = values.get(f"{key(name)}.hours")
-        said = [f"not run in profile {profile} yet", "", "–"]
-        if hours and not all_recorded(load_plan(name), profile):
-            said = ["its runs are not finished", "", hours]
-        elif hours:
+        # one text until the last run, or every new record would make this page's stored table stale
+        said = [f"not finished in profile {profile} yet", "", "–"]
+        if hours and all_recorded(load_plan(name), profile):
             said = [quoted(answer, values), quoted(caveat, values), hours]
         cells = [f"[{question}](studies/{quote(name)})", *said]
         lines.append("| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell) for cell in cells) + " |")

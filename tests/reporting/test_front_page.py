@@ -11,8 +11,11 @@ from modernllm.reporting.results import conclude, example_records
 def test_a_study_is_answered_from_its_records(smoke):
     answer = "{example.medium.test_loss} | {example.items.test_loss} items"
     told = {"example": ("Is larger better?", answer, "n is {example.small.n}")}
-    assert "| not run in profile cpu yet |  | – |" in questions(told, "cpu")
-    for record in example_records("cpu"):
+    assert "| not finished in profile cpu yet |  | – |" in questions(told, "cpu")
+    first, *rest = example_records("cpu")
+    publish(first)
+    assert "| not finished in profile cpu yet |  | – |" in questions(told, "cpu")
+    for record in rest:
         publish(record)
     row = questions(told, "cpu").splitlines()[-1]
     assert row == r"| [Is larger better?](studies/example) | 4.007 ± 0.013 \| 8,000 items | n is 4 | 0.24 |"
