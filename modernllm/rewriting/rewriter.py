@@ -140,6 +140,7 @@ class Rewriter:
         folder: str | Path,  # as `modernllm rewrite train` leaves it, or of any model that was trained on the task
         engine: str = "ct2",  # of `modernllm.rewriting.engine.ENGINES`
         threads: int | None = None,  # of the CPU; None: as many as the engine takes by itself
+        max_new_tokens: int = 48,
     ) -> "Rewriter":
         "The model of a folder; a model of another kind or another task is refused."
         from modernllm.models.pretrained import model_folder
@@ -148,7 +149,7 @@ class Rewriter:
         template = template_of(place)
         from modernllm.rewriting.engine import load_engine, model_kind
         coder = Coder(load_tokenizer(place), template, model_kind(place))
-        return cls(load_engine(place, engine, threads), coder)
+        return cls(load_engine(place, engine, threads), coder, max_new_tokens)
 
     def answer(
         self,

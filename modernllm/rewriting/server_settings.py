@@ -28,6 +28,7 @@ class ServerSettings(Config):
     max_batch: Count = 16  # requests that are answered together
     wait_ms: float = Field(3.0, ge=0, le=1000)  # that the first of a batch waits for others, at most
     max_waiting: Count = 128  # requests in the queue; more are refused with 429
+    max_new_tokens: Count = 48  # of a rewrite
     timeout_seconds: float = Field(10.0, gt=0)  # of a request, from its headers on
     max_body_bytes: Count = 262_144
     max_turns: Count = 200  # of a history; what the model does not read of it is cut by the rule of `conversation_text`

@@ -38,11 +38,18 @@ def test_bench(folder, capsys):
     assert "20 sources of 25 tokens, 12 tokens out, 1 threads" in table[0] and len(table[2].split()) == 5
 
 
+def test_bench_asks_a_server(folder, capsys):
+    assert call(bench, folder, "--engine", "torch", "--server", 32) == (0, "")
+    engine, alone, together = capsys.readouterr().out.splitlines()
+    assert engine == "torch" and "1 clients: 4 requests, 0 failures" in alone and "32 clients: 32 requests, 0 failures" in together
+
+
 @pytest.mark.parametrize("command, line, words", [
     (quantize, ["nothing"], "nothing is not a saved model"),
     (bench, [], "a FOLDER or --shape must be given"),
     (bench, ["--shape", "huge"], "unknown shape 'huge'"),
     (bench, ["nothing", "--rows", "0"], "nothing is not a saved model"),
+    (bench, ["nothing", "--server", "32"], "the server did not start: error: nothing is not a saved model"),
     (bench, ["nothing", "--rounds", "1"], "--rounds"),
 ])  # fmt: skip
 def test_bad_input(command, line, words):

@@ -28,7 +28,7 @@ def shouting(monkeypatch):
     "Every folder holds a model that says AAA."
     coder = SimpleNamespace(encode=lambda query, history: SimpleNamespace(ids=[0] * (1 + len(history)), cut_turns=0),
                             decode=lambda ids: bytes(ids).decode())
-    monkeypatch.setattr(Rewriter, "load", classmethod(lambda cls, folder, engine, threads: cls(Shouts(), coder)))
+    monkeypatch.setattr(Rewriter, "load", classmethod(lambda cls, folder, engine, threads, *limit: cls(Shouts(), coder, *limit)))
 
 
 def line(capsys) -> str:

@@ -1,5 +1,6 @@
 "A decoder's GGUF file is read back by transformers with equal logits; what a file cannot say is refused."
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
@@ -12,7 +13,6 @@ from modernllm.models.gguf_export import WEIGHTS, export_gguf
 from modernllm.models.sources import save_model
 from modernllm.models.transformer import ModernDecoderLM
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed: `make models`")
 SHAPE = {"vocab_size": 270, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
 
 

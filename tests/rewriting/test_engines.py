@@ -47,8 +47,6 @@ def trained(tmp_path_factory, tokenizer):
 def load(folder, name, **more):
     if name not in installed_engines():
         pytest.skip(f"{ENGINES[name].package} is not installed: {ENGINES[name].install}")
-    if name.startswith("gguf"):
-        pytest.importorskip("gguf", reason="gguf is not installed: `make models`")
     return load_engine(folder, name, **more)
 
 
