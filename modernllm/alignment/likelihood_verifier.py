@@ -24,7 +24,7 @@ from ..core.project import atomic_write
 from ..data.chat_templates import chat_tokens
 from ..data.encoding import pad_rows
 from ..models.output_head import token_logprobs
-from ..models.pretrained import find_pretrained
+from ..models.pretrained import find_pretrained, model_folder
 from ..models.sources import load_pretrained, save_model
 
 # %% ../../nbs/54_alignment/likelihood_verifier.ipynb #2f9ed418
@@ -116,6 +116,7 @@ def load_verifier(
     folder: str | Path,
 ) -> Verifier | LikelihoodVerifier:
     "A saved verifier of either kind."
+    folder = model_folder(folder)
     return (LikelihoodVerifier if (Path(folder) / FILE).exists() else Verifier).load(folder)
 
 # %% ../../nbs/54_alignment/likelihood_verifier.ipynb #27cc1143

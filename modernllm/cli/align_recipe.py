@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -47,7 +48,9 @@ class AlignConfig(Config):
 class VerifyConfig(AlignConfig):
     "The same; and how solutions are sampled where the data are problems."
 
-    lora_r: int = Field(0, ge=0)
+    # likelihood: a logistic regression on what `model` gives to the tokens of a solution; classifier: trained from its weights
+    kind: Literal["likelihood", "classifier"] = "likelihood"
+    lora_r: int = Field(0, ge=0)  # of a classifier
     train_rows: int | None = Field(500, ge=1)  # problems
     sampler: str | None = None  # model that answers the problems; None: `model`
     samples: int = Field(8, ge=2)  # answers to each problem
@@ -129,6 +132,10 @@ def make_align_recipe(
     folder = adapter_folder(asked.model)
     if folder and command == "verify":
         raise InputError(f"model={asked.model} is an adapter; allowed: a whole model, such as one that `modernllm sft` left")
+    if command == "verify" and asked.kind == "likelihood":
+        trained = [name for name in values if name not in own["data"] and name != "seed" or name.startswith("lora_")]
+        if trained:
+            raise InputError(f"{', '.join(trained)}: a likelihood verifier is fitted, not trained; allowed with kind=classifier")
     weights = find_pretrained(adapter_base(folder)["model"] if folder else asked.model)
     return AlignRecipe(asked, weights, settings.training(**own["training"]), dict(values), command, settings)
 
@@ -139,7 +146,7 @@ def start_model(
     "The model to be trained, with an adapter where the recipe asks for one."
     asked, device = recipe.asked, "cuda" if torch.cuda.is_available() else "cpu"
     lora = LoraSettings(r=asked.lora_r, alpha=2 * asked.lora_r, targets=asked.lora_targets) if asked.lora_r else None
-    if recipe.command == "verify":
+    if recipe.command == "verify" and asked.kind == "classifier":
         verifier = new_verifier(recipe.weights, recipe.training.seed)
         verifier.model = add_lora(verifier.model, lora, "SEQ_CLS") if lora else verifier.model
         return (verifier,), verifier.model

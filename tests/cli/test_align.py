@@ -42,7 +42,7 @@ def line(base, command, data, model, *words):
 def test_a_chain_of_trainings_ends_in_a_verifier_that_solve_reads(base, capsys):
     assert main(line(base, "sft", "chats", "base", "lora_r=2")) == 0
     assert main(line(base, "dpo", "pairs", "sft", "lora_r=2")) == 0
-    assert main(line(base, "verify", "solved", "dpo")) == 0
+    assert main(line(base, "verify", "solved", "dpo", "kind=classifier")) == 0
     said = capsys.readouterr().out
     assert "0.6931 before" in said and "auroc" in said  # DPO starts at ln 2
     assert not (base / "dpo/model/adapter_config.json").exists()  # a whole model
@@ -50,6 +50,16 @@ def test_a_chain_of_trainings_ends_in_a_verifier_that_solve_reads(base, capsys):
     assert any(not torch.equal(before[name], after[name]) for name in before)
     words = ["--samples", "2", "--max-new-tokens", "4", "--instruction", "", "--verifier", str(base / "verify")]
     assert main(["solve", str(base / "dpo"), "--problem", "What is 1 + 1?", *words]) == 0
+
+
+def test_a_likelihood_verifier_is_read_by_solve_and_takes_no_settings_of_a_training(base, capsys):
+    words = ["verify", f"data={base / 'solved.jsonl'}", f"model={base / 'base'}"]
+    assert main([*words, "--out", str(base / "likelihood")]) == 0
+    assert "auroc" in capsys.readouterr().out
+    more = ["--samples", "2", "--max-new-tokens", "4", "--instruction", "", "--verifier", str(base / "likelihood")]
+    assert main(["solve", str(base / "base"), "--problem", "What is 1 + 1?", *more]) == 0
+    assert main([*words, "max_steps=2"]) == 2
+    assert "max_steps: a likelihood verifier is fitted, not trained" in capsys.readouterr().err
 
 
 def test_the_same_line_again_trains_nothing_and_another_is_refused(base, capsys):
@@ -95,7 +105,7 @@ def test_what_is_missing_or_unknown_is_named(command, base, capsys):
         ([], "data is missing"), ([data, model], "there is no such file"), ([data, "lora_rank=8"], "did you mean 'lora_r'"),
         (["data=sst2", model], "sst2"), ([data, "model=nowhere"], "nowhere"), ([data, model, "lora_r=-1"], "lora_r"),
     ):
-        assert main([command, *words, *QUICK]) == 2
+        assert main([command, *words, *QUICK, *(["kind=classifier"] if command == "verify" else [])]) == 2
         assert said in capsys.readouterr().err, words
 
 
@@ -113,7 +123,7 @@ def test_a_broken_line_of_solutions_is_named(row, said, tmp_path):
 
 def test_solutions_of_one_kind_train_no_verifier(base, tmp_path, capsys):
     (tmp_path / "solved.jsonl").write_text("".join(json.dumps({**row, "right": True}) + "\n" for row in SOLVED))
-    assert main(["verify", f"data={tmp_path / 'solved.jsonl'}", f"model={base / 'base'}", *QUICK]) == 2
+    assert main(["verify", f"data={tmp_path / 'solved.jsonl'}", f"model={base / 'base'}"]) == 2
     assert "are right" in capsys.readouterr().err
 
 
