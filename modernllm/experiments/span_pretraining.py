@@ -33,6 +33,7 @@ def new_t5(
     d_model: int,  # a multiple of HEAD
     layers: int,  # of the encoder, and of the decoder
     seed: int = 0,
+    **given,  # of T5Config
 ) -> T5ForConditionalGeneration:
     "A T5 without training, on the card where there is one."
     if d_model % HEAD:
@@ -40,7 +41,7 @@ def new_t5(
     pad = tokenizer.pad_token_id
     shape = {"d_model": d_model, "d_kv": HEAD, "num_heads": d_model // HEAD, "d_ff": 4 * d_model, "num_layers": layers}
     config = T5Config(vocab_size=len(tokenizer), dropout_rate=0.0, pad_token_id=pad, decoder_start_token_id=pad,
-                      eos_token_id=tokenizer.eos_token_id, **shape)
+                      eos_token_id=tokenizer.eos_token_id, **shape | given)
     seed_everything(seed)
     return T5ForConditionalGeneration(config).to("cuda" if torch.cuda.is_available() else "cpu")
 

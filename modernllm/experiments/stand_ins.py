@@ -12,25 +12,39 @@ from pathlib import Path
 from ..core.project import settings
 from ..data.catalogue import resolve, stand_in_of
 from ..data.corpus import LMBatches, load_corpus
+from ..data.spans import SpanBatches
+from ..data.tokenizers import with_tokens
 from .pretraining import new_decoder
-from ..models.pretrained import Weights, find_pretrained, weights_sha256
+from ..models.pretrained import PRETRAINED, Weights, find_pretrained, weights_sha256
 from ..models.sources import save_model
 from ..training.config import TrainConfig
-from ..training.objectives import LanguageModelling
+from ..training.objectives import LanguageModelling, Seq2Seq
 from ..training.trainer import Trainer
 
 # %% ../../nbs/45_experiments/stand_ins.ipynb #7d1c0a06
+def _causal(corpus):
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    model = new_decoder(corpus, context=512, seed=0, **shape)
+    return model, corpus.tokenizer, LanguageModelling(), LMBatches(corpus.train, block_size=64, batch_size=8)
+
+
+def _seq2seq(corpus):
+    from modernllm.experiments.span_pretraining import SENTINELS, new_t5  # which imports this module
+    tokenizer = with_tokens(corpus.tokenizer, list(SENTINELS))
+    model = new_t5(tokenizer, 64, 2, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    batches = SpanBatches(corpus.train, tokenizer, block_size=64, batch_size=8, sentinels=SENTINELS, seed=0)
+    return model, tokenizer, Seq2Seq(), batches
+
+
 def stand_in_weights(
     folder: Path,  # where the model is saved
     wanted: str,  # the model that it stands in for
 ) -> Weights:
-    "A small causal model, trained for a second on embedded text."
-    corpus = load_corpus("embedded_docs", 1024, limit_documents=60)
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    model = new_decoder(corpus, context=512, seed=0, **shape)
-    batches = LMBatches(corpus.train, block_size=64, batch_size=8)
-    Trainer(model, LanguageModelling(), batches, TrainConfig(max_steps=20), callbacks=[]).fit()
-    save_model(folder, model, corpus.tokenizer)
+    "A small decoder, or T5 with Flan-T5's layers in place of a seq2seq model, trained for a second on embedded text."
+    corpus, known = load_corpus("embedded_docs", 1024, limit_documents=60), PRETRAINED.get(wanted)
+    model, tokenizer, objective, batches = (_seq2seq if known and known.kind == "seq2seq" else _causal)(corpus)
+    Trainer(model, objective, batches, TrainConfig(max_steps=20), callbacks=[]).fit()
+    save_model(folder, model, tokenizer)
     return Weights("stand-in", "stand-in", folder, None, weights_sha256(folder), licence="Apache-2.0",
                    note=f"stand-in for {wanted}: 2 layers, 20 steps on embedded text")
 
