@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import nbformat
 import pytest
 
+from modernllm.core.installation import command_line
 from modernllm.core.records import load_records
 from modernllm.reporting.readme import questions, readme
 
@@ -64,7 +64,7 @@ def test_a_study_in_five_steps_up_to_the_paper(root, project, shared_cache):
     notebook(folder / "summary.ipynb", summary_parameters, table)
 
     def modernllm(*words):
-        command = [sys.executable, "-c", "import sys; from modernllm.cli import main; sys.exit(main())", *words]
+        command = command_line(*words)
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=os.environ)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -117,7 +117,7 @@ def load_verifier(
 ) -> Verifier | LikelihoodVerifier:
     "A saved verifier of either kind."
     folder = model_folder(folder)
-    return (LikelihoodVerifier if (Path(folder) / FILE).exists() else Verifier).load(folder)
+    return (LikelihoodVerifier if (folder / FILE).exists() else Verifier).load(folder)
 
 # %% ../../nbs/54_alignment/likelihood_verifier.ipynb #27cc1143
 def fit_likelihood_verifier(

@@ -32,21 +32,17 @@ def task_sources(
 ) -> tuple[list[list[int]], list[str]]:  # token ids of sources, references
     "Rows of a task's test split, as a model of this kind reads them."
     from modernllm.core.config import InputError
-    from modernllm.data.encoding import encode_seq2seq, text_ids
     from modernllm.hf.tasks import find_task, read_task
-    from modernllm.data.templates import write_prompt
     from modernllm.models.pretrained import model_folder
     from modernllm.models.sources import load_tokenizer
     from modernllm.rewriting.engine import model_kind
+    from modernllm.rewriting.rewriter import Coder
     found, place = find_task(task), model_folder(folder)
     if found.labels:
         raise InputError(f"task is '{task}', whose answers are labels; allowed: a task whose answers are texts")
-    split, tokenizer = read_task(found, "test").sample(rows), load_tokenizer(place)
-    answers = [found.template.answer(row) for row in split.rows]
-    if model_kind(place) == "causal":
-        return [text_ids(tokenizer, write_prompt(tokenizer, found.template, row)[0]) for row in split.rows], answers
-    sources = [found.template.source(row) for row in split.rows]
-    return encode_seq2seq(tokenizer, split, sources, answers, max_source_length=10**6, max_target_length=10**6).inputs, answers
+    template, coder = found.template, Coder(load_tokenizer(place), found.template, model_kind(place))
+    split = read_task(found, "test").sample(rows)
+    return [coder.read(template.input(row)) for row in split.rows], [template.answer(row) for row in split.rows]
 
 
 @click.command(short_help="Accuracy and latency of every engine side by side.", epilog=examples(

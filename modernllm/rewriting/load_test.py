@@ -11,7 +11,6 @@ import http.client
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from ..core.config import InputError
+from ..core.installation import command_line
 
 # %% ../../nbs/56_rewriting/load_test.ipynb #1d560005
 @dataclass
@@ -167,9 +167,7 @@ def serving(
 ) -> Iterator[tuple[str, int]]:  # address, process id
     "`modernllm serve` in a process of its own, ended by SIGTERM."
     given = [f"{name}={value}" for name, value in settings.items()]
-    program = "import sys; from modernllm.cli import main; sys.exit(main())"
-    line = [sys.executable, "-c", program, "serve", str(folder), "--engine", engine, "--threads", str(threads), "--port", "0",
-            *given]
+    line = command_line("serve", folder, "--engine", engine, "--threads", threads, "--port", 0, *given)
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
             said = re.search(r"http://\S+", process.stdout.readline())

@@ -8,7 +8,6 @@ __all__ = ['smoke_results', 'Group', 'current_hashes', 'groups', 'compare_code']
 # %% ../../nbs/58_workflow/code_versions.ipynb #af0e4cfe
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core.config import PROFILES, InputError, RunFailed
+from ..core.installation import command_line
 from ..core.project import settings
 from modernllm.workflow.equivalence import (
     Equivalence,
@@ -34,9 +34,6 @@ from ..core.provenance import notebook_hash, source_hash
 from ..core.records import load_record, load_records
 
 # %% ../../nbs/58_workflow/code_versions.ipynb #b5a62c40
-_MAIN = "import sys; from modernllm.cli.app import main; sys.exit(main())"
-
-
 def _git(*words: str) -> str:
     "What git says in the project's folder."
     try:
@@ -72,7 +69,7 @@ def smoke_results(
                 if name != "SNAKEMAKE_PROFILE" and (not name.startswith("MODERNLLM_") or name == "MODERNLLM_DATA")}
         places = {"PYTHONPATH": tree, "MODERNLLM_ROOT": tree, "MODERNLLM_RUNS": tree / "runs",
                   "MODERNLLM_CACHE": tree / "data/cache"}
-        command = [sys.executable, "-c", _MAIN, "study", "run", study, "--profile", "smoke", "--jobs", str(jobs)]
+        command = command_line("study", "run", study, "--profile", "smoke", "--jobs", jobs)
         process = subprocess.Popen(command, cwd=tree, env=kept | {name: str(place) for name, place in places.items()},
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         line = "no output"

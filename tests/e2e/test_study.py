@@ -5,12 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
-MAIN = "import sys; from modernllm.cli.app import main; sys.exit(main())"
+from modernllm.core.installation import command_line
+
 STUDY = """
 title: Slow
 question: Is it interrupted?
@@ -45,7 +45,7 @@ class Project:
         self.env |= {"PYTHONPATH": str(folder)}
 
     def start(self, *words) -> subprocess.Popen:
-        command = [sys.executable, "-c", MAIN, *words]
+        command = command_line(*words)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=self.folder, env=self.env, **pipes)
 
