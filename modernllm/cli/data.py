@@ -47,12 +47,13 @@ def read_from(
     "modernllm data show my.txt    how own text becomes documents",
 ))
 @click.argument("name")
-@click.option("--split", default="train", show_default=True, help="Which split to read.")
+@click.option("--split", help="Which split to read.  [default: the first]")
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(1, 100), help="How many rows to print.")
 def show(name, split, rows):
     "Print where a data set comes from, how large it is, and its first rows."
     from modernllm.data import sources
-    loaded = sources.load(name, split)
+    source = sources.resolve(name)
+    loaded = sources.load(source, split or source.splits[0])
     for key, value in loaded.provenance().items():
         click.echo(f"{key:12} {value}")
     click.echo(f"{'rows':12} {len(loaded.dataset):,}")

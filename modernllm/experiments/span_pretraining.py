@@ -64,11 +64,13 @@ def train_on_spans(
     *,
     block_size: int,  # tokens of text before corruption
     batch_size: int,
+    targets: str = "spans",  # of `SpanBatches`
     folder: str | Path | None = None,  # for checkpoints
     telemetry: Telemetry | None = None,
 ) -> tuple[Tuned, int]:  # scores by loss in nats a token, and how many tokens of validation they are over
     "Learn to fill in spans."
-    portions = {"block_size": block_size, "batch_size": batch_size, "sentinels": SENTINELS, "seed": config.seed}
+    portions = {"block_size": block_size, "batch_size": batch_size, "sentinels": SENTINELS, "seed": config.seed,
+                "targets": targets}
     spans, held = (SpanBatches(split, tokenizer, **portions) for split in (train, validation))
     pairs = held.pairs(max(1, 256 // batch_size))
     tuned = finetune(t5, Seq2Seq(), spans, lambda model, _: score_pairs(model, pairs), config, folder=folder, telemetry=telemetry)
@@ -84,11 +86,12 @@ def pretrain_spans(
     *,
     block_size: int,  # tokens of text before corruption
     batch_size: int,
+    targets: str = "spans",  # of `SpanBatches`
 ) -> Tuned:
     "Pre-train and record it; the model becomes the run's artifact."
     splits = [token_split(load(text, split, stand_in=stand_in(run, text)), tokenizer) for split in ("train", "validation")]
     run.read(splits[1])
-    tuned, tokens = train_on_spans(t5, tokenizer, *splits, config, block_size=block_size, batch_size=batch_size,
+    tuned, tokens = train_on_spans(t5, tokenizer, *splits, config, block_size=block_size, batch_size=batch_size, targets=targets,
                                    folder=run.checkpoints, telemetry=run.telemetry)
     run.metric("parameters", t5.num_parameters(), unit="parameters")
     run.metric("validation_span_loss", tuned.best["loss"], unit="nats/token", split="validation", n_items=tokens, better="lower")

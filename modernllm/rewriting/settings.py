@@ -38,7 +38,7 @@ class MiniT5(Config):
     mini_tokens: int = Field(8192, ge=300)  # of the vocabulary, learnt on the text and on conversations alike
     mini_d_model: int = Field(256, ge=32)  # a multiple of 32
     mini_layers: int = Field(4, ge=1)  # of the encoder, and of the decoder
-    mini_block_size: int = Field(128, ge=8)  # tokens of text before corruption
+    mini_block_size: int = Field(64, ge=8)  # tokens of text before corruption
     mini_batch_size: int = Field(16, ge=1)
     mini_steps: int = Field(1000, ge=1)
     mini_learning_rate: float = Field(1e-3, gt=0)
