@@ -69,6 +69,7 @@ def takes_settings(
         "models": "modernllm.cli.models:models",
         "study": "modernllm.cli.study:study",
         "train": "modernllm.cli.train:train",
+        "allocate": "modernllm.cli.allocate:allocate",
         "finetune": "modernllm.cli.finetune:finetune",
         "sft": "modernllm.cli.align:sft",
         "dpo": "modernllm.cli.align:dpo",
