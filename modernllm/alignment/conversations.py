@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.config import InputError, check_name
 from ..core.provenance import file_sha256
 from ..core.seeding import numpy_rng
-from ..data.catalogue import CATALOGUE, names
+from ..data.catalogue import CATALOGUE, check_not_held_out, names
 from ..data.sources import load
 from ..data.tasks import TaskRows
 from ..data.text_files import find_path, jsonl_rows, project_name
@@ -147,6 +147,9 @@ def read_conversations(
         return _of_file(path, check_name(f"split of {name}", split, ("train", "validation", "all")))
     if str(name).lower().endswith(".jsonl"):
         raise InputError(f"data={name}: there is no such file; allowed: a .jsonl file")
-    splits = CATALOGUE[check_name("set of conversations", name, names("conversations"))].splits
+    source = CATALOGUE[check_name("set of conversations", name, names("conversations"))]
+    splits = source.splits
+    if split == "train":
+        check_not_held_out(source)
     check_name(f"split of {name}", split, dict.fromkeys([*splits, *(["validation"] if "train" in splits else [])]))
     return _of_catalogue(name, split, stand_in)

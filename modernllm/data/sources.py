@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ..core.config import InputError, check_name
 from ..core.project import settings
 from ..core.provenance import file_sha256
-from .catalogue import CATALOGUE, MirrorFile, Source, resolve
+from .catalogue import CATALOGUE, MirrorFile, Source, check_not_held_out, resolve
 from .text_files import hold_out
 
 if TYPE_CHECKING:
@@ -229,6 +229,8 @@ def load(
     "A split of a data set: own files, else from the mirror, else the hub or its cache, else the stand-in if one is named."
     source = name if isinstance(name, Source) else resolve(name)
     name = source.name
+    if split == "train":
+        check_not_held_out(source)
     check_name(f"split of {name}", split, source.splits)
     if stand_in is not None:
         check_stand_in(stand_in, source)

@@ -7,9 +7,10 @@ import urllib.request
 
 import pytest
 
+from modernllm.cli.app import main
 from modernllm.core.config import InputError
 from modernllm.data import sources
-from modernllm.data.catalogue import CATALOGUE
+from modernllm.data.catalogue import CATALOGUE, stand_in_of
 from modernllm.data.sources import load
 
 
@@ -196,6 +197,31 @@ def test_unknown_names(arguments, message):
     name, split, *stand_in = arguments
     with pytest.raises(InputError, match=message):
         load(name, split, stand_in=stand_in[0] if stand_in else None)
+
+
+HELD_OUT = [name for name, source in CATALOGUE.items() if source.held_out]
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_what_is_measured_on_is_not_trained_on(name, monkeypatch):
+    monkeypatch.setattr(sources, "_from_mirror", lambda *_: pytest.fail("was read"))
+    for stand_in in (None, stand_in_of(CATALOGUE[name].kind)):
+        with pytest.raises(InputError, match=f"'{name}' is held out: .* training on it is refused; allowed: ") as error:
+            load(name, "train", stand_in=stand_in)
+        assert "\n" not in str(error.value)
+
+
+def test_the_benchmarks_are_held_out_and_training_sets_are_not():
+    assert {"arc_easy", "openbookqa", "copa", "commonsense_qa", "piqa", "lambada", "blimp", "bbh"} <= set(HELD_OUT)
+    assert not any(CATALOGUE[name].held_out for name in ("wikitext2", "gsm8k", "sst2", "generated_choices"))
+
+
+@pytest.mark.parametrize("line", [["train", "data=piqa"], ["train", "data=lambada"], ["train", "data=smallbench"],
+                                  ["sft", "data=user_oriented_instructions"]])  # fmt: skip
+def test_the_commands_that_train_refuse_them(line, tmp_path, capsys):
+    assert main([*line, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "is held out" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_empty_data_set(mirror, monkeypatch):
