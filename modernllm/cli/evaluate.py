@@ -70,6 +70,7 @@ def read_text(
     "modernllm evaluate MODEL --task my.jsonl:text:label                 rows of your own",
     "modernllm evaluate MODEL --suite all                                every standard evaluation, tables and plots in a folder",
     "modernllm evaluate MODEL --suite lm,maths --rows 20                 parts of it, on fewer rows",
+    "modernllm evaluate MODEL --suite smallbench --rows 500              six held-out sets, chance beside each accuracy",
 ))
 @MODEL
 @click.option("--data", help="A data set, or own text such as my.txt.  [default: what it was trained on]")
@@ -80,7 +81,7 @@ def read_text(
 @click.option("--convention", type=click.Choice(["card", "lm-eval"]), default="card", show_default=True,
               help="card: one stream, every quotient. lm-eval: each document alone, as lm-evaluation-harness reads it.")
 @click.option("--task", "tasks", help="Tasks in place of text: sst2,samsum,gsm8k or FILE.jsonl:INPUT:TARGET.")
-@click.option("--suite", help="Standard evaluations: all, or some of lm,tasks,instructions,preferences,maths,speed.")
+@click.option("--suite", help="Standard evaluations: all, or some of lm,tasks,instructions,preferences,maths,smallbench,speed.")
 @click.option("--shots", default=0, show_default=True, type=click.IntRange(0), help="Of a task: examples in the prompt.")
 @click.option("--seed", default=0, show_default=True, help="Of a task: draws the shots.")
 @click.option("--rows", type=click.IntRange(1), help="Of a task or the suite: only so many rows.  [default: all; suite: 100]")

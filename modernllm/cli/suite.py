@@ -46,13 +46,15 @@ def draw_scores(
             rows = table[table["unit"] == unit].iloc[::-1].reset_index(drop=True)
             error = [side.fillna(0).clip(lower=0) for side in (rows["value"] - rows["low"], rows["high"] - rows["value"])]
             axes.errorbar(rows["value"], range(len(rows)), xerr=error, color=COLOURS[0], marker="o", linestyle="none", capsize=2)
+            chance = rows.get("chance", pd.Series(dtype=float)).dropna()
+            axes.scatter(chance, chance.index, marker="|", s=60, color=COLOURS[1])  # its level
             axes.set_yticks(range(len(rows)), [f"{row.metric}, {row.data}" for row in rows.itertuples()])
             axes.set(xlabel=unit, ylim=(-0.6, len(rows) - 0.4), xlim=(0, 1) if unit == "share" else (0, None))
         figure.suptitle(title)
     return figure
 
 
-_COLUMNS = ["part", "data", "metric", "value", "low", "high", "unit", "n"]
+_COLUMNS = ["part", "data", "metric", "value", "low", "high", "chance", "unit", "n"]
 
 
 def write_part(
@@ -61,9 +63,9 @@ def write_part(
     found: dict[str, Found],  # by data set
 ) -> pd.DataFrame:  # the scores
     "Write the scores of a part as CSV and plot, further tables as CSV, examples as JSON Lines."
-    rows = [{"part": part, "data": one.data.name if one.data else data, **score}
+    rows = [{"part": part, "data": one.data[0].name if len(one.data) == 1 else data, **score}
             for data, one in found.items() for score in one.scores]
-    table = pd.DataFrame(rows).reindex(columns=_COLUMNS).astype({"low": float, "high": float})
+    table = pd.DataFrame(rows).reindex(columns=_COLUMNS).astype({"low": float, "high": float, "chance": float})
     atomic_write(out / f"{part}.csv", table.to_csv(index=False))
     write_figure(draw_scores(table, part), out, part)
     for data, one in found.items():
@@ -79,15 +81,16 @@ def write_part(
 class Suite:
     "Scores of all parts, and what was skipped."
 
-    scores: pd.DataFrame  # part, data, metric, value, low, high, unit, n
+    scores: pd.DataFrame  # part, data, metric, value, low, high, chance, unit, n
     skipped: dict[str, str]  # by "part, data": the reason
 
     def lines(self) -> list[str]:
         "A summary for a person."
         found = []
         for row in self.scores.itertuples():
-            between = f"   95 %: {row.low:.4f} to {row.high:.4f}" if row.low == row.low else ""
-            found.append(f"{row.part:12} {row.data:16} {row.metric:22} {row.value:10.4f} {row.unit}{between}   n {row.n:,}")
+            beside = f"   95 %: {row.low:.4f} to {row.high:.4f}" if row.low == row.low else ""
+            beside += f"   chance {row.chance:.4f}" if row.chance == row.chance else ""
+            found.append(f"{row.part:12} {row.data:16} {row.metric:22} {row.value:10.4f} {row.unit}{beside}   n {row.n:,}")
         return found + [f"skipped: {what}: {reason}" for what, reason in self.skipped.items()]
 
 
@@ -109,7 +112,8 @@ def run_suite(
                 skipped[f"{part}, {data}"] = str(error)
         if found:
             tables.append(write_part(out, part, found))
-            read |= {f"{part}, {data}": one.data.provenance() for data, one in found.items() if one.data}
+            read |= {f"{part}, {data if len(one.data) == 1 else origin.name}": origin.provenance()
+                     for data, one in found.items() for origin in one.data}
     if not tables:
         raise InputError(f"suite: nothing could be evaluated; {'; '.join(f'{what}: {why}' for what, why in skipped.items())}")
     scores = pd.concat([table.dropna(axis=1, how="all") for table in tables]).reindex(columns=_COLUMNS)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Evaluation', 'Subject', 'Found', 'read_subject', 'text_scores', 'task_scores', 'problem_scores', 'instruction_scores',
-           'preference_scores', 'arithmetic_pairs', 'speed_scores', 'parts']
+           'preference_scores', 'arithmetic_pairs', 'held_out_scores', 'speed_scores', 'parts']
 
 # %% ../../nbs/70_cli/suite_parts.ipynb #a5aecb56
 import math
@@ -27,6 +27,7 @@ from ..data.sources import SplitOrigin, load
 from ..evaluation.analysis import Example, categorise, count_categories, count_kinds, preference_example
 from ..evaluation.intervals import wilson
 from ..evaluation.perplexity import perplexity_card
+from ..evaluation.smallbench import smallbench
 from ..hf.adapters import load_model
 from ..hf.task_evaluation import evaluate_task, model_kind
 from ..hf.tasks import Task, find_task, read_task
@@ -63,10 +64,10 @@ class Subject:
 class Found:
     "What one evaluation found."
 
-    scores: list[dict]  # metric, value, unit, n; low and high where there is a 95 % interval
+    scores: list[dict]  # metric, value, unit, n; where there are any: low and high (95 %), chance; data, if not that of all
     examples: list[Example] = field(default_factory=list)  # what the model made of each input
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # by name
-    data: SplitOrigin | None = None  # what was read
+    data: tuple[SplitOrigin, ...] = ()  # what was read
 
 
 Evaluation = Callable[[Subject], Found]
@@ -91,7 +92,7 @@ def text_scores(subject: Subject, name: str, split: str, share: float) -> Found:
     units = {"loss": "nats/token", "bits_per_byte": "bits/byte"}
     scores = [{"metric": quantity, "value": value, "unit": units.get(quantity, "perplexity"), "n": count}
               for quantity, value, _, count in card.rows() if quantity in (*units, "token_ppl")]
-    return Found(scores, data=packed)
+    return Found(scores, data=(packed,))
 
 
 def task_scores(subject: Subject, task: Task) -> Found:
@@ -99,7 +100,7 @@ def task_scores(subject: Subject, task: Task) -> Found:
     rows = read_task(task, "test").sample(subject.rows)
     scores = evaluate_task(subject.model, subject.tokenizer, task, rows, precision=subject.precision)
     table = scores.table().assign(unit="share").to_dict("records")
-    return Found(table, scores.examples, _categories(task.name, scores.examples), rows)
+    return Found(table, scores.examples, _categories(task.name, scores.examples), (rows,))
 
 
 def problem_scores(subject: Subject, task: Task) -> Found:
@@ -116,7 +117,7 @@ def instruction_scores(subject: Subject, name: str) -> Found:
     table = [{**row, "unit": "nats/token" if row["metric"] == "loss" else "share"} for row in scores.table().to_dict("records")]
     battery = [replace(e, reference="") for e in scores.followed]  # which has the kind of the check there
     examples = categorise("instructions", [*scores.examples, *battery])
-    return Found(table, examples, {"battery": scores.instructions, **_categories("instructions", examples)}, rows)
+    return Found(table, examples, {"battery": scores.instructions, **_categories("instructions", examples)}, (rows,))
 
 # %% ../../nbs/70_cli/suite_parts.ipynb #5377d99e
 def preference_scores(subject: Subject, read: Callable[[], PreferenceRows]) -> Found:
@@ -127,7 +128,7 @@ def preference_scores(subject: Subject, read: Callable[[], PreferenceRows]) -> F
                answer_logprobs(subject.model, pairs, bf16=subject.precision == "bf16")]
     texts = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (pairs.prompts, pairs.chosen, pairs.rejected)]
     examples = categorise("preferences", [preference_example(*pair, float(m)) for *pair, m in zip(*texts, margins)])
-    return Found([_share("accuracy", [e.right for e in examples])], examples, _categories("preferences", examples), pairs)
+    return Found([_share("accuracy", [e.right for e in examples])], examples, _categories("preferences", examples), (pairs,))
 
 
 def arithmetic_pairs(task: Task) -> PreferenceRows:
@@ -144,6 +145,15 @@ def _share(metric: str, right: Sequence[bool]) -> dict:
 def _categories(rules: str, examples: list[Example]) -> dict[str, pd.DataFrame]:
     "The table of categories, where there are mistakes."
     return {"categories": count_categories(rules, examples)} if not all(e.right for e in examples) else {}
+
+# %% ../../nbs/70_cli/suite_parts.ipynb #5377d9a1
+def held_out_scores(subject: Subject) -> Found:
+    "Accuracy on each set of SmallBench with the level of chance, and the mean."
+    bench = smallbench(subject.model, subject.tokenizer, subject.rows, precision=subject.precision)
+    scores = [{"data": row.pop("set"), "metric": row.pop("measure"), **row} for row in bench.rows()]
+    scores = [{**row, "unit": "perplexity" if row["metric"] == "perplexity" else "share"} for row in scores]
+    examples = [example for one in bench.sets for example in one.examples]
+    return Found(scores, examples, data=tuple(one.read for one in bench.sets))
 
 # %% ../../nbs/70_cli/suite_parts.ipynb #e0651c0b
 def speed_scores(subject: Subject, prompts: int, tokens: int = 64) -> Found:
@@ -176,5 +186,6 @@ def parts(form: str = "auto") -> dict[str, dict[str, Evaluation]]:  # by part an
                         ("hh_helpful_base", "hh_harmless_base")}
         | {"arithmetic": partial(preference_scores, read=partial(arithmetic_pairs, tasks["word_problems"]))},
         "maths": {name: partial(problem_scores, task=tasks[name]) for name in ("gsm8k", "word_problems")},
+        "smallbench": {"all": held_out_scores},
         "speed": {f"{n} prompt{'s' * (n > 1)}": partial(speed_scores, prompts=n) for n in (1, 16)},
     }

@@ -1,11 +1,13 @@
 """`modernllm data list` says where `load` would look, also when it could not read there."""
 
 import json
+from functools import partial
 
 import pytest
 
 from modernllm.cli.app import main
 from modernllm.data.catalogue import CATALOGUE, KINDS
+from modernllm.evaluation import smallbench
 
 
 def listed(capsys) -> dict[str, str]:  # name: place
@@ -23,6 +25,16 @@ def test_a_mirror_is_believed_as_far_as_its_manifest_goes(tmp_path, monkeypatch,
     assert found.keys() == CATALOGUE.keys() and places.items() <= found.items()
     monkeypatch.setenv("MODERNLLM_DATA", "")
     assert set(listed(capsys).values()) == {"hub", "embedded", "generated", "nowhere"}
+
+
+def test_prompts_are_counted_in_a_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(smallbench, "read_set", partial(smallbench.read_set, stand_in=True))
+    asked = smallbench.texts_of(smallbench.read_set("copa", None))
+    (tmp_path / "my.txt").write_text("\n\n\n".join([*asked[:7], "and other text " * 100]))
+    assert main(["data", "leakage", str(tmp_path / "my.txt")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines[1:]] == list(smallbench.SETS) and all(line[1] == "80" for line in lines[1:])
+    assert all(7 <= int(line[4]) < 80 for line in lines[1:])
 
 
 def test_kinds_are_listed(monkeypatch, capsys):

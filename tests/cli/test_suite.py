@@ -1,16 +1,19 @@
 "`modernllm evaluate --suite`: what is written, what is skipped and why, what is refused."
 
 import json
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 
+from modernllm.cli import suite_parts
 from modernllm.cli.app import main
 from modernllm.cli.suite import chosen_parts, draw_scores, run_suite
 from modernllm.cli.suite_parts import parts, preference_scores, read_subject
 from modernllm.core.config import InputError
 from modernllm.evaluation.analysis import read_examples
+from modernllm.evaluation.smallbench import SETS, smallbench
 from modernllm.experiments.stand_ins import stand_in_weights
 from modernllm.models.sources import load_pretrained, load_tokenizer, save_model
 
@@ -33,7 +36,7 @@ def test_every_part_is_run_on_what_is_there_and_the_rest_is_skipped(written):
     out, suite = written
     assert set(suite.scores["part"]) == {"lm", "instructions", "preferences", "maths", "speed"}
     wanted = {"lm, wikitext2_raw", "tasks, sst2", "tasks, samsum", "preferences, hh_helpful_base",
-              "preferences, hh_harmless_base", "maths, gsm8k"}
+              "preferences, hh_harmless_base", "maths, gsm8k", "smallbench, all"}
     assert set(suite.skipped) == wanted and all("cannot be had" in reason for reason in suite.skipped.values())
     lines = suite.lines()
     assert len(lines) == len(suite.scores) + len(wanted) and lines[-1].startswith("skipped: ")
@@ -44,7 +47,7 @@ def test_tables_plots_and_examples_are_written(written):
     for part in set(suite.scores["part"]):
         assert (out / f"{part}.png").stat().st_size > 1000 and (out / f"{part}.svg").exists()
         table = pd.read_csv(out / f"{part}.csv")
-        assert list(table.columns) == ["part", "data", "metric", "value", "low", "high", "unit", "n"]
+        assert list(table.columns) == ["part", "data", "metric", "value", "low", "high", "chance", "unit", "n"]
         assert table["value"].tolist() == pytest.approx(suite.scores[suite.scores["part"] == part]["value"].tolist())
     assert len(read_examples(out / "maths.word_problems.jsonl")) == 2
     assert pd.read_csv(out / "maths.word_problems.kinds.csv")["n"].sum() == 2
@@ -71,6 +74,17 @@ def test_of_a_pair_and_its_exchange_one_is_right(model):
     assert one.right is not other.right and one.output == other.output and found.scores[0]["value"] == 0.5
     assert one.confidence == pytest.approx(other.confidence) and one.reference.strip() == likely
     assert ["preference violated" in e.categories for e in (one, other)] == [not one.right, not other.right]
+
+
+def test_held_out_sets_stand_beside_chance(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(suite_parts, "smallbench", partial(smallbench, stand_in=True))
+    assert main(["evaluate", str(model), "--suite", "smallbench", "--rows", "3", "--out", str(tmp_path / "out")]) == 0
+    lines = {tuple(line.split()[1:3]): line for line in capsys.readouterr().out.splitlines() if line.startswith("smallbench")}
+    assert len(lines) == 13 and all("chance 0." in line for key, line in lines.items() if key[1] != "perplexity")
+    table = pd.read_csv(tmp_path / "out/suite.csv").set_index(["data", "metric"])
+    assert table.loc[("mean", "accuracy"), "n"] == 18 and table["chance"].isna().sum() == 1
+    assert {tuple(e.categories) for e in read_examples(tmp_path / "out/smallbench.all.jsonl")} == {(name,) for name in SETS}
+    assert list(json.loads((tmp_path / "out/suite.json").read_text())["data"]) == ["smallbench, generated_choices"]
 
 
 def test_the_command_prints_a_summary(model, tmp_path, capsys):
