@@ -4,5 +4,6 @@ from modernllm import lazily
 
 _EXPORTS = {
     "bench_train": "bench",
+    "profile_model": "latency",
 }
 __getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

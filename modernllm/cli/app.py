@@ -76,6 +76,7 @@ def takes_settings(
         "verify": "modernllm.cli.align:verify",
         "rewrite": "modernllm.cli.rewrite:rewrite",
         "evaluate": "modernllm.cli.evaluate:evaluate",
+        "profile": "modernllm.cli.profile:profile",
         "generate": "modernllm.cli.train:generate",
         "chat": "modernllm.cli.chat:chat",
         "solve": "modernllm.cli.solve:solve",
