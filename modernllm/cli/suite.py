@@ -93,7 +93,7 @@ class Suite:
             found.append(f"{row.part:12} {row.data:16} {row.metric:22} {row.value:10.4f} {row.unit}{beside}   n {row.n:,}")
         return found + [f"skipped: {what}: {reason}" for what, reason in self.skipped.items()]
 
-
+# %% ../../nbs/70_cli/suite.ipynb #6dbaced5
 def run_suite(
     subject: Subject,
     names: Sequence[str],  # of `parts`

@@ -153,7 +153,7 @@ def mean_score(
     return {"value": value, "low": value - below, "high": value + above, "chance": sum(row["chance"] for row in rows) / k,
             "n": sum(row["n"] for row in rows)}
 
-
+# %% ../../nbs/40_evaluation/smallbench.ipynb #5b1e0a07
 @dataclass(frozen=True)
 class SmallBench:
     "What a model scores on all sets."

@@ -58,7 +58,7 @@ def test_own_conversations_are_read_in_both_forms_and_split_by_prompt(tmp_path):
 @pytest.mark.parametrize(("name", "split", "said"), [
     ("nowhere.jsonl", "train", "there is no such file"), ("alpacka", "train", "did you mean 'alpaca'"),
     ("gsm8k", "train", "unknown set"),
-    ("alpaca", "test", "allowed: train, validation"), ("user_oriented_instructions", "train", "allowed: test"),
+    ("alpaca", "test", "allowed: train, validation"), ("user_oriented_instructions", "train", "is held out"),
 ])
 def test_sets_and_splits_that_do_not_exist(name, split, said):
     with pytest.raises(InputError, match=said):
