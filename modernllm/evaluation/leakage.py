@@ -26,12 +26,16 @@ def plain_words(
     return _WORD.findall(text.lower())
 
 
+def _windows(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[i:] for i in range(n)))
+
+
 def ngrams(
     words: Sequence[str],
     n: int,
 ) -> set[tuple[str, ...]]:  # empty where there are fewer words
     "All runs of n words."
-    return set(zip(*(words[i:] for i in range(n))))
+    return set(_windows(words, n))
 
 # %% ../../nbs/40_evaluation/leakage.ipynb #91cfb004
 def overlapping(
@@ -42,18 +46,20 @@ def overlapping(
     "Which prompts occur in the training text, in part or as a whole."
     if n < SHORTEST:
         raise InputError(f"n: given {n}; allowed: {SHORTEST} or more words, since shorter runs agree by chance")
-    wanted: dict[int, dict[tuple, list]] = {}  # by length: run → prompts that have it
+    wanted: dict[tuple, dict[tuple, list]] = {}  # by its first words: run → prompts that have it
     for name, texts in prompts.items():
         for place, text in enumerate(texts):
             words = plain_words(text)
             length = min(n, len(words))
             for run in ngrams(words, length) if length >= SHORTEST else ():
-                wanted.setdefault(length, {}).setdefault(run, []).append((name, place))
+                wanted.setdefault(run[:SHORTEST], {}).setdefault(run, []).append((name, place))
     found = set()
     for text in train_texts:
         words = plain_words(text)
-        for length, runs in wanted.items():
-            found.update(prompt for run in runs.keys() & ngrams(words, length) for prompt in runs[run])
+        for start, first in enumerate(_windows(words, SHORTEST)):
+            for run, having in wanted.get(first, {}).items():
+                if tuple(words[start : start + len(run)]) == run:
+                    found.update(having)
     return {name: sorted(place for other, place in found if other == name) for name in prompts}
 
 
