@@ -3,7 +3,7 @@
 from modernllm import lazily
 
 _EXPORTS = {
-    "Plan": "plan",
+    "Plan": "schema",
     "load_plan": "plan",
     "studies": "plan",
     "status": "graph",
