@@ -8,6 +8,7 @@ _EXPORTS = {
     "studies": "plan",
     "status": "graph",
     "judge": "selection",
+    "not_promoted": "selection",
     "verdict": "staleness",
     "run_studies": "batch",
 }

@@ -8,7 +8,6 @@ __all__ = ['collect', 'Row', 'status', 'budget', 'prepare', 'all_recorded', 'pre
 # %% ../../nbs/58_workflow/graph.ipynb #be2f2e91
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -133,12 +132,15 @@ class _States:
         self.rows[run.name] = Row(run.study, run.variant, run.seed, state, why)
 
     def _state(self, run: RunSpec, chosen: Callable[[str], dict], waits: list[str]) -> tuple[str, str]:
-        with suppress(InputError, RunFailed):  # of a selection that cannot be made: the verdict says so where it matters
-            if not waits and (why := unmet(run.when, chosen)):
+        problem, needed = "", self.needed.get(run.name, {})
+        try:
+            contents = {} if waits else {name: chosen(name) for name in run.selections}
+            if contents and (why := unmet(run.when, contents.get)):
                 return NOT_PROMOTED, why
-        needed = self.needed.get(run.name, {})
+        except (InputError, RunFailed) as error:  # a selection that cannot be made
+            problem = str(error)
         found = verdict(self.specs[run.name], chosen, self.code[run.study], self.equivalences, waits, needed)
-        return found.state, found.why
+        return found.state, found.why or problem
 
     def need_artifacts(self, runs: dict[str, RunSpec]):
         "After all were looked at: what a run that must run starts from must be here, not only its record."

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,8 @@ from modernllm.reporting.current import stale as stale_results
 from modernllm.workflow import execute, graph
 from modernllm.workflow.expand import expand
 from modernllm.workflow.plan import load_plan
-from modernllm.workflow.selection import asked_runs, not_promoted, read_selection
+from modernllm.workflow.schema import SelectionRule
+from modernllm.workflow.selection import asked_runs, margin, not_promoted, read_selection, unmet
 from modernllm.workflow.step_status import read_status
 
 # Two seeds of r2 end 0.0504 and 0.0336 away: σ is 0.0119. The means of r3 and r25 are 0.0016 and 0.0098 away: a margin of 0.68 σ.
@@ -143,7 +145,43 @@ def test_a_killed_baseline_stops_the_selection(staged, capsys):
     assert execute.step("select", "tiny/selections/rate", "smoke") == 1
     words = "select.rate.baseline 'r2' was stopped by the kill rule at seed 0, 1; nothing can be compared with it"
     assert words in capsys.readouterr().err
-    assert staged.states()[SECOND] == ("new", "")  # it is not known whether it is needed
+    assert staged.states()["tiny/near/s0"] == staged.states()[SECOND] == ("new", words)
+
+
+def result(loss, speed=1.0, status="finished", seed=0, better="lower"):
+    loss = SimpleNamespace(value=loss, split="validation", better=better)
+    metrics = {"loss": loss, "speed": SimpleNamespace(value=speed, split=None, better="higher")}
+    return SimpleNamespace(study="toy", variant="v", seed=seed, status=status, metrics=metrics)
+
+
+def runs(*losses, **words):
+    return [result(loss, seed=seed, **words) for seed, loss in enumerate(losses)]
+
+
+@pytest.mark.parametrize("others, words, margin_, thin", [
+    ({"b": runs(1.0, 1.0), "c": runs(1.1, 1.1)}, {}, 0.1 / 0.2**0.5 * 2, True),
+    ({"b": runs(1.0, 1.0), "c": runs(1.1, 1.1)}, {"thin": 0.4}, 0.1 / 0.2**0.5 * 2, False),
+    ({"b": runs(1.0, 1.0), "c": runs(1.04, 1.04, speed=2.0)}, {"digits": 1, "tie_break": "speed"}, -0.04 / 0.2**0.5 * 2, True),
+    ({}, {}, None, False),  # the baseline alone
+    ({"b": runs(1.0, 1.0, status="killed")}, {}, None, False),
+])  # fmt: skip
+def test_the_margin_is_in_standard_deviations_of_the_baseline(others, words, margin_, thin):
+    sigma = 0.2**0.5 / 2
+    rule = SelectionRule.make({"from": "matrix", "metric": "loss", "baseline": "base", "thin": 2.0, **words})
+    found = margin(rule, {"base": runs(3.0, 3.0 + 2**0.5 * sigma), **others})
+    assert found["sigma"] == pytest.approx(sigma) and found["thin"] is thin
+    assert found["margin"] == (margin_ if margin_ is None else pytest.approx(margin_))
+
+
+def test_the_margin_of_seeds_that_agree_and_of_what_is_better_when_higher():
+    rule = SelectionRule.make({"from": "matrix", "metric": "loss", "baseline": "base", "thin": 2.0})
+    for other, thin in ((1.0, False), (3.0, True)):
+        found = margin(rule, {"base": runs(3.0, 3.0), "b": runs(other, other)})
+        assert found == {"margin": None, "sigma": 0.0, "thin": thin}
+    assert unmet(["x"], lambda name: {"margin": None, "thin": False, "ranked": [1, 2]}) == "the baseline's seeds agree"
+    assert unmet(["x"], lambda name: {"margin": None, "thin": False, "ranked": [1]}) == "no second variant"
+    higher = {"base": runs(3.0, 3.2, better="higher"), "b": runs(5.0, 5.0, better="higher")}
+    assert margin(rule, higher)["margin"] == pytest.approx(1.9 / 0.2 * 2**0.5)
 
 
 def test_a_run_whose_selection_is_not_there_says_what_makes_it(staged, capsys):
