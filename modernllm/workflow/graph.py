@@ -125,7 +125,7 @@ class _States:
         if run.name not in self.specs:
             self.specs[run.name] = spec_content(run, self.code[run.study])
         waits = [name for name in self.edges[run.name] if self.rows[name].stale]
-        state, why = self._state(run, partial(self._selection, run.study, run.profile), waits)
+        state, why = self._state(run, partial(self.selection, run.study, run.profile), waits)
         last = read_status(run.folder, "run")
         if state not in ("up to date", NOT_PROMOTED) and last.get("state") == "failed":
             why = f"{why}; last try failed: {last['message']}".removeprefix("; ")
@@ -151,27 +151,11 @@ class _States:
                 name = "{study}/{variant}/s{seed}".format(**edge)
                 self.needed.setdefault(name, {})[edge["artifact"]] = run.name
 
-    def _selection(self, study: str, profile: str, name: str) -> dict:
+    def selection(self, study: str, profile: str, name: str) -> dict:
         if (study, name) not in self.selections:
-            chosen = partial(self._selection, study, profile)
+            chosen = partial(self.selection, study, profile)
             self.selections[study, name] = select_variants(self.plans[study], profile, name, chosen)
         return self.selections[study, name]
-
-    def selected(self, study: str, profile: str, name: str) -> bool:
-        "Whether selection.json says what the rule says now, or is missing, as in a fresh clone, and no run needs it."
-        plan, path = self.plans[study], selection_path(profile, study, name)
-        among = selected_among(plan, profile, name)
-        users = [variant for variant, words in plan.variants.items() if name in words.picks or name in words.when]
-        rows = [row for row in self.rows.values() if row.study == study and row.variant in users]
-        if rows and not path.exists() and not any(row.stale for row in rows):
-            return True
-        if any(row.stale for row in self.rows.values() if row.study == study and row.variant in among):
-            return False
-        try:
-            written = json.loads(path.read_text(encoding="utf-8"))
-            return written == self._selection(study, profile, name)
-        except (OSError, ValueError, RunFailed):  # InputError is a ValueError
-            return False
 
 # %% ../../nbs/58_workflow/graph.ipynb #8bdc76f4
 def _looked_at(runs: dict[str, RunSpec], edges: dict[str, list[str]], plans: dict[str, Plan]) -> _States:
@@ -233,12 +217,27 @@ def _mark(folder: Path, kind: str, fresh: bool):
     elif not done.exists():
         atomic_write(done, "finished\n")
 
-# %% ../../nbs/58_workflow/graph.ipynb #8d8a923f
+# %% ../../nbs/58_workflow/graph.ipynb #c41d77a0
 def _selections(plan: Plan, profile: str) -> dict[str, str]:  # folder from that of the profile's runs: name
     "The selections that have variants in a profile."
     return {selection_folder(plan.study, name): name for name in plan.rules if selected_among(plan, profile, name)}
 
 
+def _is_selected(states: _States, plan: Plan, profile: str, name: str) -> bool:
+    "Whether selection.json says what the rule says now, or is missing, as in a fresh clone, and no run needs it."
+    path, among = selection_path(profile, plan.study, name), selected_among(plan, profile, name)
+    mine = [row for row in states.rows.values() if row.study == plan.study]
+    users = [row for row in mine if (variant := plan.variants.get(row.variant)) and name in {**variant.picks, **variant.when}]
+    if users and not path.exists() and not any(row.stale for row in users):
+        return True
+    if any(row.stale for row in mine if row.variant in among):
+        return False
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) == states.selection(plan.study, profile, name)
+    except (OSError, ValueError, RunFailed):  # InputError is a ValueError
+        return False
+
+# %% ../../nbs/58_workflow/graph.ipynb #8d8a923f
 def prepare(
     studies: list[str] | None,
     profile: str,
@@ -249,7 +248,8 @@ def prepare(
     graph = {"runs": {}, "selections": {}, "summaries": {}}
     done = {name: f"{name}/.run.done" for name in runs}
     folders = {study: _selections(plan, profile) for study, plan in plans.items()}
-    selected = {folder: states.selected(study, profile, name) for study in plans for folder, name in folders[study].items()}
+    selected = {folder: _is_selected(states, plan, profile, name) for study, plan in plans.items()
+                for folder, name in folders[study].items()}  # fmt: skip
     for name, run in runs.items():
         row = states.rows[name]
         waits_for = [selection_folder(run.study, selection) for selection in run.selections]
