@@ -16,6 +16,7 @@ STEP = [sys.executable, "-c", "import sys; from modernllm.workflow.execute impor
 wildcard_constraints:
     study="[^/]+",
     run="[^/]+/[^/]+/s[0-9]+",
+    selection="[^/]+(?:/selections/[^/]+)?",
 
 
 rule run:
@@ -34,11 +35,11 @@ rule run:
 
 rule select:
     input:
-        lambda wildcards: GRAPH["selections"][wildcards.study],
+        lambda wildcards: GRAPH["selections"][wildcards.selection],
     output:
-        "{study}/.select.done",
+        "{selection}/.select.done",
     shell:
-        "{STEP:q} select {wildcards.study:q} {PROFILE}"
+        "{STEP:q} select {wildcards.selection:q} {PROFILE}"
 
 
 # A summary reads published records: without runs in the graph it has no input.

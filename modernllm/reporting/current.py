@@ -10,6 +10,7 @@ from ..core.records import Record, load_records
 from ..workflow.expand import variants
 from ..workflow.graph import Row, status
 from ..workflow.plan import load_plan, studies
+from ..workflow.selection import NOT_PROMOTED
 
 # %% ../../nbs/60_reporting/current.ipynb #c0a1e005
 def published(
@@ -59,7 +60,7 @@ def stale(
             found.append(f"{name}: there is no such study any more")
         elif name not in rows:
             found.append(f"{name}: there is no such run in the plan any more")
-        elif rows[name].stale:
+        elif rows[name].stale or rows[name].state == NOT_PROMOTED:
             found.append(str(rows[name]))
         if record.provenance.dirty and profile != "smoke":
             found.append(f"{name}: made from files with changes that no commit holds")

@@ -14,8 +14,9 @@ import yaml
 
 from ..core.config import InputError, did_you_mean
 from ..core.project import atomic_write
-from ..workflow.expand import expand, variants
+from ..workflow.expand import variants
 from ..workflow.plan import load_plan, studies
+from ..workflow.selection import asked_runs
 from ..core.records import Record
 from .figures import SMOKE_NOTE, by_variant
 from .current import published
@@ -127,7 +128,7 @@ def missing(
     "Runs that the plans ask for in a profile and that have left no record."
     have = {(record.study, record.variant, record.seed) for record in published(profile)}
     return [run.name for study in studies() for plan in [load_plan(study)] if profile in plan.profiles
-            for run in expand(plan, profile) if (run.study, run.variant, run.seed) not in have]
+            for run in asked_runs(plan, profile) if (run.study, run.variant, run.seed) not in have]
 
 # %% ../../nbs/60_reporting/variables.ipynb #b4a80a26
 def flatten(

@@ -3,11 +3,12 @@
 from modernllm import lazily
 
 _EXPORTS = {
-    "Plan": "plan",
+    "Plan": "schema",
     "load_plan": "plan",
     "studies": "plan",
     "status": "graph",
     "judge": "selection",
+    "not_promoted": "selection",
     "verdict": "staleness",
     "run_studies": "batch",
 }

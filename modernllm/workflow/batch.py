@@ -207,7 +207,7 @@ def run_studies(
             return
         say(f"{len(todo)} runs and {len(summaries)} summaries to do; {len(rows) - len(todo)} runs are up to date")
         steps = {row.name: (run_folder(profile, row.study, row.variant, row.seed), "run") for row in todo}
-        steps |= {f"{study}/selection": (base / study, "select") for study in selections}
+        steps |= {folder if "/" in folder else f"{folder}/selection": (base / folder, "select") for folder in selections}
         steps |= {f"{study}/summary": (base / study, "summary") for study in summaries}
         for folder, kind in steps.values():
             write_status(folder, kind, state="waiting")

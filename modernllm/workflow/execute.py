@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from ..core.config import PROFILES, InputError, RunFailed, check_name
@@ -21,8 +22,9 @@ from .equivalence import load_equivalences
 from ..core.provenance import file_sha256
 from ..core.seeding import thread_environment
 from ..core.records import load_record, publish, record_path, write_record
-from .selection import selection_path, write_selection
-from .staleness import BASELINE, code_of, data_hints, located, resolve, summary_asked, summary_stale, summary_stamp, verdict
+from .schema import SELECTION
+from .selection import NOT_PROMOTED, read_selection, unmet, write_selection
+from .staleness import BASELINE, code_of, compared_with, data_hints, resolve, summary_asked, summary_stale, summary_stamp, verdict
 from .step_status import write_status
 
 # %% ../../nbs/58_workflow/execute.ipynb #3eecf928
@@ -119,22 +121,23 @@ def _needed_artifacts(spec: dict) -> dict[str, str]:  # artifact: run behind thi
 
 def execute_run(
     folder: Path,  # a run folder with its spec.json
-) -> str:  # finished, killed or kept
+) -> str:  # finished, killed, kept or not promoted
     "Execute one prepared run, unless it would repeat what is there."
     try:
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"{folder}: has no spec.json; `modernllm study run` prepares run folders") from None
     notebook = settings().studies / spec["study"] / "run.ipynb"
-    selection = selection_path(spec["profile"], spec["study"])
-    chosen = lambda: json.loads(selection.read_text(encoding="utf-8"))  # noqa: E731
-    asked, code, hints = resolve(spec, chosen() if spec["pick"] else None), code_of(notebook), data_hints(spec["data"])
+    chosen = partial(read_selection, spec["profile"], spec["study"])
+    if unmet(spec.get("when", ()), chosen):
+        return NOT_PROMOTED
+    asked, code, hints = resolve(spec, chosen), code_of(notebook), data_hints(spec["data"])
     record = folder / "metrics.json"
     if not verdict(spec, chosen, code, load_equivalences(), needed=_needed_artifacts(spec)).stale:
         republish(folder)
         return "kept"
     if spec["kill"]:
-        write_record(load_record(located(spec["profile"], spec["kill"]["baseline"])), folder / BASELINE)
+        write_record(compared_with(spec), folder / BASELINE)
     before = record.stat().st_mtime_ns if record.exists() else None
     given = {name: asked[name] for name in ("study", "variant", "seed", "profile", "inputs")}
     parameters = {**given, "run_dir": str(folder), **asked["params"]}
@@ -165,15 +168,21 @@ def summarise(
     return "finished"
 
 # %% ../../nbs/58_workflow/execute.ipynb #16d0e5e0
+def _select(folder: str, profile: str) -> str:
+    study, _, name = folder.partition("/selections/")
+    write_selection(study, profile, name or SELECTION)
+    return "finished"
+
+
 def step(
     kind: str,  # "run", "select" or "summary"
-    *words: str,  # run folder, or study and profile
+    *words: str,  # run folder; folder of a selection from that of the profile's runs, and profile; study and profile
 ) -> int:  # exit status
     "Execute one step and keep its state in its folder."
     folder = Path(words[0]).absolute() if kind == "run" else settings().runs / words[1] / words[0]
     work = {
         "run": lambda: execute_run(folder),
-        "select": lambda: write_selection(*words) and "finished",
+        "select": lambda: _select(*words),
         "summary": lambda: summarise(*words),
     }[kind]
     start, status, message = time.time(), 0, ""

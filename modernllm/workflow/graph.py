@@ -7,6 +7,7 @@ __all__ = ['collect', 'Row', 'status', 'budget', 'prepare', 'all_recorded', 'pre
 
 # %% ../../nbs/58_workflow/graph.ipynb #be2f2e91
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -16,11 +17,12 @@ from ..core.config import PROFILES, InputError, RunFailed, check_name
 from ..core.project import atomic_write, settings
 from .equivalence import load_equivalences
 from .execute import republish
-from .expand import RunSpec, estimate, expand, selected_among, variants
-from .plan import Plan, load_plan
+from .expand import RunSpec, baseline_runs, estimate, expand, selected_among, variants
+from .plan import load_plan
 from .plan import studies as all_studies
 from ..core.records import load_records
-from .selection import select_variants, selection_path
+from .schema import Plan
+from .selection import NOT_PROMOTED, asked_runs, not_promoted, select_variants, selection_folder, selection_path, unmet
 from .staleness import code_of, spec_content, summary_stale, verdict
 from .step_status import read_status
 
@@ -30,11 +32,19 @@ def _edges(
     runs: dict[str, RunSpec],  # all runs of the same study
     plan: Plan,
 ) -> list[dict]:  # {study, variant, seed} of the runs in front
-    ends = [*run.inputs.values(), *([run.kill["baseline"]] if run.kill else [])]
-    if run.pick:
-        among = selected_among(plan, run.profile)
-        ends += [vars(other) for other in runs.values() if other.variant in among]
+    ends = [*run.inputs.values(), *(baseline_runs(run.kill) if run.kill else [])]
+    among = {variant for name in run.selections for variant in selected_among(plan, run.profile, name)}
+    ends += [vars(other) for other in runs.values() if other.variant in among]
     return [{name: end[name] for name in ("study", "variant", "seed")} for end in ends]
+
+
+def _check_starts(run: RunSpec, known: dict[str, dict[str, RunSpec]]):
+    "A run that always runs cannot start from one that runs only where a selection is thin."
+    for edge in run.inputs.values():
+        start = known[edge["study"]]["{study}/{variant}/s{seed}".format(**edge)]
+        if start.when and (start.study != run.study or not set(start.when) <= set(run.when)):
+            raise InputError(f"run {run.name} starts from {start.name}, which needs a thin selection ({', '.join(start.when)}); "
+                             "allowed: from a run without 'when', or with the same one")  # fmt: skip
 
 
 def collect(
@@ -68,6 +78,7 @@ def collect(
                 raise InputError(f"run {run.name} starts from {name}, but profile '{profile}' there has no seed {end['seed']}")
             edges[run.name].append(name)
             waiting.append(known[study][name])
+        _check_starts(run, known)
     try:
         order = list(TopologicalSorter(edges).static_order())
     except CycleError as error:
@@ -82,7 +93,7 @@ class Row:
     study: str
     variant: str
     seed: int
-    state: str  # of `Verdict`
+    state: str  # of `Verdict`, or "not promoted"
     why: str
 
     @property
@@ -91,7 +102,7 @@ class Row:
 
     @property
     def stale(self) -> bool:
-        return self.state != "up to date"
+        return self.state not in ("up to date", NOT_PROMOTED)
 
     def __str__(self):
         if self.state == "differs":
@@ -114,13 +125,22 @@ class _States:
         if run.name not in self.specs:
             self.specs[run.name] = spec_content(run, self.code[run.study])
         waits = [name for name in self.edges[run.name] if self.rows[name].stale]
-        selection = partial(self._selection, run.study, run.profile)
-        needed = self.needed.get(run.name, {})
-        found = verdict(self.specs[run.name], selection, self.code[run.study], self.equivalences, waits, needed)
-        why, last = found.why, read_status(run.folder, "run")
-        if found.stale and last.get("state") == "failed":
+        state, why = self._state(run, partial(self.selection, run.study, run.profile), waits)
+        last = read_status(run.folder, "run")
+        if state not in ("up to date", NOT_PROMOTED) and last.get("state") == "failed":
             why = f"{why}; last try failed: {last['message']}".removeprefix("; ")
-        self.rows[run.name] = Row(run.study, run.variant, run.seed, found.state, why)
+        self.rows[run.name] = Row(run.study, run.variant, run.seed, state, why)
+
+    def _state(self, run: RunSpec, chosen: Callable[[str], dict], waits: list[str]) -> tuple[str, str]:
+        problem, needed = "", self.needed.get(run.name, {})
+        try:
+            contents = {} if waits else {name: chosen(name) for name in run.selections}
+            if contents and (why := unmet(run.when, contents.get)):
+                return NOT_PROMOTED, why
+        except (InputError, RunFailed) as error:  # a selection that cannot be made
+            problem = str(error)
+        found = verdict(self.specs[run.name], chosen, self.code[run.study], self.equivalences, waits, needed)
+        return found.state, found.why or problem
 
     def need_artifacts(self, runs: dict[str, RunSpec]):
         "After all were looked at: what a run that must run starts from must be here, not only its record."
@@ -131,25 +151,11 @@ class _States:
                 name = "{study}/{variant}/s{seed}".format(**edge)
                 self.needed.setdefault(name, {})[edge["artifact"]] = run.name
 
-    def _selection(self, study: str, profile: str) -> dict:
-        if study not in self.selections:
-            self.selections[study] = select_variants(self.plans[study], profile)
-        return self.selections[study]
-
-    def selected(self, study: str, profile: str) -> bool:
-        "Whether selection.json says what the rule says now, or is missing, as in a fresh clone, and no pick must run."
-        plan, path = self.plans[study], selection_path(profile, study)
-        among, picks = selected_among(plan, profile), [name for name, variant in plan.variants.items() if variant.pick]
-        picks = [row for row in self.rows.values() if row.study == study and row.variant in picks]
-        if picks and not path.exists() and not any(row.stale for row in picks):
-            return True
-        if any(row.stale for row in self.rows.values() if row.study == study and row.variant in among):
-            return False
-        try:
-            written = json.loads(path.read_text(encoding="utf-8"))
-            return written == self._selection(study, profile)
-        except (OSError, ValueError, RunFailed):  # InputError is a ValueError
-            return False
+    def selection(self, study: str, profile: str, name: str) -> dict:
+        if (study, name) not in self.selections:
+            chosen = partial(self.selection, study, profile)
+            self.selections[study, name] = select_variants(self.plans[study], profile, name, chosen)
+        return self.selections[study, name]
 
 # %% ../../nbs/58_workflow/graph.ipynb #8bdc76f4
 def _looked_at(runs: dict[str, RunSpec], edges: dict[str, list[str]], plans: dict[str, Plan]) -> _States:
@@ -179,12 +185,13 @@ def budget(
     lines = []
     for study, plan in plans.items():
         mine = {run.name: run for run in runs.values() if run.study == study}
+        left_out = not_promoted(plan, profile)
         records = {f"{study}/{record.variant}/s{record.seed}": record for record in load_records(profile, study)}
         for unit, limit in plan.budget.to_dict().items():
             device = unit.split("_")[0]
             costs = [records[name].cost for name in mine if name in records]
             spent = sum(getattr(cost, f"useful_{unit}") + getattr(cost, f"lost_{unit}") for cost in costs)
-            left = estimate([run for name, run in mine.items() if name not in records])
+            left = estimate([run for name, run in mine.items() if name not in records and run.variant not in left_out])
             if limit is not None and (device == "cpu" or profile == "gpu"):
                 line = f"{study}: {spent:.3g} of {limit:g} {unit} spent, about {left[unit]:.3g} to come"
                 line += f" and {left['unknown']} runs without an estimate" if left["unknown"] else ""
@@ -210,42 +217,66 @@ def _mark(folder: Path, kind: str, fresh: bool):
     elif not done.exists():
         atomic_write(done, "finished\n")
 
+# %% ../../nbs/58_workflow/graph.ipynb #c41d77a0
+def _selections(plan: Plan, profile: str) -> dict[str, str]:  # folder from that of the profile's runs: name
+    "The selections that have variants in a profile."
+    return {selection_folder(plan.study, name): name for name in plan.rules if selected_among(plan, profile, name)}
+
+
+def _is_selected(states: _States, plan: Plan, profile: str, name: str) -> bool:
+    "Whether selection.json says what the rule says now, or is missing, as in a fresh clone, and no run needs it."
+    path, among = selection_path(profile, plan.study, name), selected_among(plan, profile, name)
+    mine = [row for row in states.rows.values() if row.study == plan.study]
+    users = [row for row in mine if (variant := plan.variants.get(row.variant)) and name in {**variant.picks, **variant.when}]
+    if users and not path.exists() and not any(row.stale for row in users):
+        return True
+    if any(row.stale for row in mine if row.variant in among):
+        return False
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) == states.selection(plan.study, profile, name)
+    except (OSError, ValueError, RunFailed):  # InputError is a ValueError
+        return False
+
 # %% ../../nbs/58_workflow/graph.ipynb #8d8a923f
 def prepare(
     studies: list[str] | None,
     profile: str,
-) -> tuple[list[Row], list[str], list[str]]:  # the runs; studies whose selection, and whose summary, is stale
+) -> tuple[list[Row], list[str], list[str]]:  # the runs; folders of stale selections; studies whose summary is stale
     "Write what the runs are asked into their folders, and the graph for Snakemake."
     runs, edges, plans = collect(studies, profile)
     states, base = _looked_at(runs, edges, plans), settings().runs / profile
     graph = {"runs": {}, "selections": {}, "summaries": {}}
     done = {name: f"{name}/.run.done" for name in runs}
-    selected = {study: states.selected(study, profile) for study, plan in plans.items() if plan.select}
+    folders = {study: _selections(plan, profile) for study, plan in plans.items()}
+    selected = {folder: _is_selected(states, plan, profile, name) for study, plan in plans.items()
+                for folder, name in folders[study].items()}  # fmt: skip
     for name, run in runs.items():
         row = states.rows[name]
-        if run.pick:  # Snakemake goes by times: what is in front of a step must not be marked after it
-            _mark(base / run.study, "select", selected[run.study])
-        if not row.stale:
+        waits_for = [selection_folder(run.study, selection) for selection in run.selections]
+        for folder in waits_for:  # Snakemake goes by times: what is in front of a step must not be marked after it
+            _mark(base / folder, "select", selected[folder])
+        if row.state == "up to date":
             republish(run.folder)
         _write_if_changed(run.folder / "spec.json", states.specs[name])
         _mark(run.folder, "run", not row.stale)
-        selection = [f"{run.study}/.select.done"] if run.pick else []
-        inputs = [done[other] for other in edges[name]] + selection
+        inputs = [done[other] for other in edges[name]] + [f"{folder}/.select.done" for folder in waits_for]
         needed = states.needed.get(name, {})
         graph["runs"][name] = {"inputs": inputs, "threads": run.threads, "gpus": run.gpus, "needed": needed}
-    for study, fresh in selected.items():
-        _mark(base / study, "select", fresh)
-        among = selected_among(plans[study], profile)
-        graph["selections"][study] = [done[name] for name, run in runs.items() if run.study == study and run.variant in among]
+    for study, plan in plans.items():
+        for folder, selection in folders[study].items():
+            _mark(base / folder, "select", selected[folder])
+            among = selected_among(plan, profile, selection)
+            ranked = [name for name, run in runs.items() if run.study == study and run.variant in among]
+            graph["selections"][folder] = [done[name] for name in ranked]
     open_summaries = []
     for study in studies or plans:
         mine = [name for name, run in runs.items() if run.study == study]
         fresh = not any(states.rows[name].stale for name in mine) and not summary_stale(study, profile)
         _mark(base / study, "summary", fresh)
-        selection = [f"{study}/.select.done"] if study in selected else []  # so that both never write into one status file
+        selection = [f"{folder}/.select.done" for folder in folders[study]]  # so that both never write into one status file
         graph["summaries"][study] = [done[name] for name in mine] + selection
         open_summaries += [] if fresh else [study]
-    open_selections = [study for study, fresh in selected.items() if not fresh]
+    open_selections = [folder for folder, fresh in selected.items() if not fresh]
     _write_if_changed(base / "graph.json", graph)
     return list(states.rows.values()), open_selections, open_summaries
 
@@ -254,9 +285,9 @@ def all_recorded(
     plan: Plan,
     profile: str,
 ) -> bool:
-    "Whether every run of a plan has a published record."
+    "Whether every run that a plan asks for has a published record."
     there = {(record.variant, record.seed) for record in load_records(profile, plan.study)}
-    return bool(there) and all((run.variant, run.seed) in there for run in expand(plan, profile))
+    return bool(there) and all((run.variant, run.seed) in there for run in asked_runs(plan, profile))
 
 
 def prepare_summaries(

@@ -23,7 +23,8 @@ def read_status(
     folder: Path,  # of a run or a study
     step: str,  # "run", "select" or "summary"
 ) -> dict:  # {} when there is none
-    "What is known about a step: state (waiting, running, finished, killed, kept, failed, interrupted), seconds, exit, message."
+    """What is known about a step: state (waiting, running, finished, killed, kept, not promoted, failed or interrupted), seconds,
+    exit, message."""
     return _read(folder).get(step, {})
 
 

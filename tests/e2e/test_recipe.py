@@ -1,6 +1,7 @@
 """The study of the recipe: one thing changes at a time, the choice is carried on rightly, and the summary says what happened."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def kept(recipe, losses, variant="together"):
     invent(recipe, dict.fromkeys(selected_among(recipe, "cpu"), 5.0) | losses)
     spec = next(run for run in expand(recipe, "cpu") if run.variant == variant)
     pick = {"params": dict(spec.params), "pick": dict(spec.pick), "inputs": {}, "kill": None}
-    return resolve(pick, select_variants(recipe, "cpu"))["params"]
+    return resolve(pick, partial(select_variants, recipe, "cpu"))["params"]
 
 
 def test_of_changes_that_exclude_each_other_the_better_is_carried_on(recipe):

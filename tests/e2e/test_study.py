@@ -17,6 +17,20 @@ question: Is it interrupted?
 profiles: {smoke: {}}
 variants: {a: {}}
 """
+STAGED = """
+title: Staged
+question: Which rate, and then which start?
+profiles: {smoke: {seeds: [0]}}
+select:
+  rate: {from: [slow, fast], metric: distance, top_k: 2, baseline: slow, thin: 0.1}
+  start: {from: [near], metric: distance}
+variants:
+  slow: {params: {learning_rate: 0.2}, profiles: {smoke: {seeds: [0, 1]}}}
+  fast: {params: {learning_rate: 0.3}}
+  near: {pick: {rate: 1}, params: {start_at: 2.0}}
+  final: {pick: {start: 1}, params: {steps: 9}}
+  second: {pick: {rate: 2}, when: {rate: thin}}
+"""
 SLEEP = """
 import time
 from pathlib import Path
@@ -115,6 +129,20 @@ def test_a_study_from_nothing_to_its_table_and_again(copy):
     status, out, err = copy.call("study", "run", "--profile", "smoke", "--jobs", "2")
     assert status == 0 and copy.ran(now) == {pick, after}, out + err
     assert json.loads((copy.folder / "runs/smoke" / pick / "metrics.json").read_text())["params"]["learning_rate"] == 0.1
+
+
+def test_two_selections_one_after_the_other(copy):
+    shutil.rmtree(copy.folder / "nbs/studies/tiny_next")
+    (copy.folder / "nbs/studies/tiny/plan.yaml").write_text(STAGED)
+    status, out, err = copy.call("study", "run", "--profile", "smoke", "--jobs", "2")
+    assert status == 0, out + err
+    assert "6 runs and 1 summaries to do" in out and "tiny/selections/start finished" in out and len(copy.ran(0)) == 5
+    assert "tiny/second/s0 not promoted after" in out
+    metrics = json.loads((copy.folder / "runs/smoke/tiny/final/s0/metrics.json").read_text())
+    assert metrics["params"] == {"learning_rate": 0.3, "start_at": 2.0, "steps": 9, "fail": False}
+    status, out, err = copy.call("study", "run", "--profile", "smoke")
+    assert status == 0 and out == "nothing to do: 6 runs and their summaries are up to date\n", out + err
+    assert "tiny/second/s0: not promoted (margin " in copy.call("study", "status")[1]
 
 
 def test_ctrl_c_lets_the_notebook_finish_its_work(copy):

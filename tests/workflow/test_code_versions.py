@@ -6,7 +6,7 @@ import subprocess
 from functools import lru_cache
 
 import pytest
-from test_graph import BASE, lab  # noqa: F401
+from test_graph import BASE
 
 from modernllm.core import installation
 from modernllm.workflow import code_versions

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from modernllm.core.config import InputError
 from modernllm.workflow.expand import estimate, expand
 from modernllm.core.parameters import GIVEN, notebook_parameters
-from modernllm.workflow.plan import Plan, cell_name, cells, load_plan, studies
+from modernllm.workflow.plan import load_plan, studies
+from modernllm.workflow.schema import Plan, cell_name, cells
 
 
 @pytest.fixture
