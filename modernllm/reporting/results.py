@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ROW_COLUMNS', 'SUMMARY_COLUMNS', 'rows', 'short_commit', 'frame', 'example_records', 'summarise', 'leader', 'to_csv',
-           'write', 'conclude', 'conclusion']
+           'write', 'conclude', 'conclusion', 'document_folder']
 
 # %% ../../nbs/60_reporting/results.ipynb #dfeeb8c8
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -166,3 +167,12 @@ def conclusion(
     "The first sentence of what a study's summary concludes."
     path = _verdict(profile, study)
     return " ".join(re.split(r"(?<=\.)\s", path.read_text(encoding="utf-8"))[0].split()) if path.exists() else None
+
+
+def document_folder(
+    profile: str,
+    study: str,
+) -> Path:
+    "Where a study's own documents are written; those of `cpu` are committed."
+    report = settings().root / "report"
+    return report / study if profile == "cpu" else report / "build" / profile / study
