@@ -11,17 +11,16 @@ import html
 import json
 import math
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
-
-import pandas as pd
 
 from ..core.config import InputError, check_name
 from ..core.project import atomic_write, settings
 from ..core.records import Record
 from .current import published
 from .text import number
-from .variables import missing
 from ..workflow.expand import selected_among
+from ..workflow.graph import all_recorded
 from ..workflow.plan import load_plan, studies
 
 # %% ../../nbs/60_reporting/costs.ipynb #fd2cabeb
@@ -30,7 +29,7 @@ AMOUNTS = ("core_hours", "lost_core_hours", "gpu_hours", "lost_gpu_hours", "usd"
 
 def run_costs(
     records: list[Record],
-) -> pd.DataFrame:  # a row a run: study, variant, seed, status and AMOUNTS
+) -> list[dict]:  # a row a run: study, variant, seed, status and AMOUNTS
     "What runs have cost. Hours and dollars are useful and lost together."
     lines = []
     for record in records:
@@ -40,25 +39,29 @@ def run_costs(
             "core_hours": cost.useful_cpu_hours + cost.lost_cpu_hours, "lost_core_hours": cost.lost_cpu_hours,
             "gpu_hours": cost.useful_gpu_hours + cost.lost_gpu_hours, "lost_gpu_hours": cost.lost_gpu_hours, "usd": cost.usd,
         })
-    return pd.DataFrame(lines, columns=["study", "variant", "seed", "status", *AMOUNTS])
+    return lines
 
 
-def _amounts(rows: pd.DataFrame) -> dict[str, float]:
+def _amounts(rows: list[dict]) -> dict[str, float]:
     "Sums that do not depend on the order of the rows."
-    return {"runs": len(rows), **{name: round(math.fsum(rows[name]), 6) for name in AMOUNTS}}
+    return {"runs": len(rows), **{name: round(math.fsum(row[name] for row in rows), 6) for name in AMOUNTS}}
+
+
+def _by_study(rows: list[dict]) -> dict[str, list[dict]]:
+    "The rows of each study."
+    return {study: [row for row in rows if row["study"] == study] for study in sorted({row["study"] for row in rows})}
 
 
 def cost_summary(
     profile: str,
 ) -> dict:  # profile, total, studies; plain JSON values
     "What the published runs of a profile have cost: in all, by study, by run."
-    rows = run_costs(published(profile))
-    by_study = {}
-    for study, group in rows.groupby("study", sort=True):
-        runs = {f"{row.variant}/s{row.seed}": {"status": row.status, **{name: round(getattr(row, name), 6) for name in AMOUNTS}}
-                for row in group.itertuples()}
-        by_study[study] = {**_amounts(group), "by_run": runs}
-    return {"profile": profile, "total": _amounts(rows), "studies": by_study}
+    rows, found = run_costs(published(profile)), {}
+    for study, group in _by_study(rows).items():
+        runs = {f"{row['variant']}/s{row['seed']}": {"status": row["status"], **{name: round(row[name], 6) for name in AMOUNTS}}
+                for row in group}
+        found[study] = {**_amounts(group), "by_run": runs}
+    return {"profile": profile, "total": _amounts(rows), "studies": found}
 
 # %% ../../nbs/60_reporting/costs.ipynb #6e6dd11d
 LIMITS = {"sweep": 50.0, "runbook": 150.0}  # USD
@@ -66,14 +69,15 @@ LIMITS = {"sweep": 50.0, "runbook": 150.0}  # USD
 
 def ledger(
     profile: str,
-) -> pd.DataFrame:  # a row a study with records: study and USD of sweep and runbook
+) -> list[dict]:  # a row a study with records: study, and USD of sweep and runbook
     "What each study's sweep, and each study as a whole, has cost."
     lines = []
-    for study, group in run_costs(published(profile)).groupby("study", sort=True):
+    for study, group in _by_study(run_costs(published(profile))).items():
         plan = load_plan(study) if study in studies() else None
         ranked = selected_among(plan, profile) if plan and plan.select and profile in plan.profiles else []
-        lines.append({"study": study, "sweep": math.fsum(group.usd[group.variant.isin(ranked)]), "runbook": math.fsum(group.usd)})
-    return pd.DataFrame(lines, columns=["study", *LIMITS])
+        sweep = math.fsum(row["usd"] for row in group if row["variant"] in ranked)
+        lines.append({"study": study, "sweep": sweep, "runbook": math.fsum(row["usd"] for row in group)})
+    return lines
 
 
 def check_ledger(
@@ -86,7 +90,7 @@ def check_ledger(
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
             raise InputError(f"limit of a {name} is {limit!r}; allowed: a price in USD above 0")
     return [f"costs: the {name} of study {row['study']} has cost {row[name]:.2f} USD; allowed: less than {limit:g}"
-            for row in ledger(profile).to_dict("records") for name, limit in limits.items() if row[name] >= limit]
+            for row in ledger(profile) for name, limit in limits.items() if row[name] >= limit]
 
 
 def ledger_line(
@@ -95,9 +99,9 @@ def ledger_line(
     "The dearest sweep and the dearest runbook beside their limits, in one line."
     rows, said = ledger(profile), []
     for name, limit in LIMITS.items():
-        if len(rows):
-            dearest = rows.loc[rows[name].idxmax()]
-            said.append(f"dearest {name} {dearest[name]:.2f} USD of less than {limit:g} ({dearest.study})")
+        dearest = max(rows, key=itemgetter(name), default=None)
+        if dearest and dearest[name]:
+            said.append(f"dearest {name} {dearest[name]:.2f} USD of less than {limit:g} ({dearest['study']})")
     return f"costs of profile '{profile}': {', '.join(said) or 'no records'}"
 
 # %% ../../nbs/60_reporting/costs.ipynb #cf80413c
@@ -136,10 +140,11 @@ def badges(
     total = cost_summary(profile)["total"]
     units = {"core_hours": "core-hours", "gpu_hours": "GPU-hours"}
     hours = [f"{number(total[name], 3)} {unit}" for name, unit in units.items() if total[name]]
-    waiting = len(missing(profile))
-    done = "#3f8296" if not waiting else "#c98f2b"
+    asked = [plan for plan in map(load_plan, studies()) if profile in plan.profiles]
+    done = sum(all_recorded(plan, profile) for plan in asked)
+    said = f"{done} of {len(asked)} studies finished, {number(total['runs'])} runs on record"
     return {"cost": badge(f"cost of {profile} runs", ", ".join([*hours, f"{total['usd']:.2f} USD"])),
-            "progress": badge(f"{profile} runs", f"{number(total['runs'])} on record, {number(waiting)} to come", done)}
+            "progress": badge(f"profile {profile}", said, "#3f8296" if done == len(asked) else "#c98f2b")}
 
 # %% ../../nbs/60_reporting/costs.ipynb #58259ca3
 def write_costs(
