@@ -84,8 +84,8 @@ def conventions(
     names = [name for name, metric in record.metrics.items() if metric.better]
     said = [f"`{ending}`: {words}" for ending, words in CONVENTIONS.items()
             if any(name == ending or name.endswith(f"_{ending}") for name in names)]
-    return said + [f"{name.removesuffix('_card')}: {text}" for name, texts in record.texts.items() if name.endswith("_card")
-                   for text in texts]
+    cards = {name.removesuffix("_card"): texts for name, texts in record.texts.items() if name.endswith("_card")}
+    return said + [f"{escape(name)}: {escape(text)}" for name, texts in cards.items() for text in texts]
 
 # %% ../../nbs/60_reporting/model_card.ipynb #63625d1c
 def limits(
@@ -162,7 +162,10 @@ def how_to_run(
     name = f"modernllm-{version}"
     models = [f"{folder[run_name(record)]}/{record.artifacts['model'].path}" for record in runs if "model" in record.artifacts]
     use = [f"modernllm generate {name}/{path} 'Once upon a time'" for path in models]
-    again = list(dict.fromkeys(record.command for record in runs))
+    again = []
+    for record in runs:
+        made = record.provenance.commit
+        again += [line for line in ([f"git checkout {made}"] * (made != commit) + [record.command]) if line not in again]
     blocks = {
         "Check what was downloaded": [f"tar -xzf {name}.tar.gz", f"cd {name} && sha256sum -c SHA256SUMS; cd .."],
         "Get the code that made it": ["git clone REPOSITORY modernllm && cd modernllm", f"git checkout {commit}",

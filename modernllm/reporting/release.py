@@ -154,7 +154,8 @@ def release(
         say(f"{run_name(record)}: repeating its first {STEPS} steps")
         first = repeat(record, STEPS, settings().runs)
         if problems := against_record(record, first):
-            raise RunFailed(f"{run_name(record)} does not come out again: {'; '.join(problems)}")
+            code = f" (this is not the code of the run: commit {record.provenance.commit[:12]})" * other_code(record)
+            raise RunFailed(f"{run_name(record)} does not come out again: {'; '.join(problems)}{code}")
         files |= _run_files(run, first)
         listed.append({"run": run_name(record), "seed": record.seed, "commit": record.provenance.commit, "place": run.place,
                        "tokenizer_hash": record.provenance.tokenizer_hash, "record_sha256": record.content_sha256()})

@@ -11,6 +11,7 @@ from modernllm.cli.app import main
 from modernllm.core.config import InputError, RunFailed
 from modernllm.core.records import Record, load_record
 from modernllm.reporting import release
+from modernllm.reporting.model_card import how_to_run
 from modernllm.reporting.release import finished_run, with_upstream
 from modernllm.workflow.bundle import SUMS, pack, read_folder, unpack
 from modernllm.workflow.first_steps import repeat_here
@@ -44,6 +45,17 @@ def test_what_a_bundle_holds(bundle, released):
         assert words.replace("text.txt", r"text\.txt") in card, words
     assert f"git checkout {record.provenance.commit}" in guide and f"modernllm-{VERSION}/{BASE}/model" in guide
     assert bundle.read_bytes() == pack({n: data for n, data in files.items() if n != SUMS}, f"modernllm-{VERSION}")
+
+
+def test_the_guide_names_the_commit_of_each_run(released):
+    record = load_record(released / BASE / "metrics.json")
+    other = Record.make({**record.to_dict(), "variant": "more", "command": "modernllm study run other",
+                         "provenance": record.provenance.to_dict() | {"commit": "2" * 40}})
+    commit = record.provenance.commit
+    guide = how_to_run("1.0", commit, [record, other], {"small_lm/base/s0": "a", "small_lm/more/s0": "b"})
+    again = guide.split("## Make it again")[1]
+    assert again.index(record.command) < again.index(f"git checkout {'2' * 40}") < again.index(other.command)
+    assert f"git checkout {commit}" not in again
 
 
 def test_sha256sum_agrees(bundle, tmp_path):
@@ -156,7 +168,10 @@ def test_what_may_not_be_released(copied, capsys):
 def test_a_run_that_does_not_come_out_again_is_not_released(copied, capsys, monkeypatch):
     answer = {"steps": [], "tokenizer_hash": "0" * 64, "data": [], "environment": {}}
     monkeypatch.setattr(release, "repeat", lambda record, steps, runs: answer)
-    assert "does not come out again: the tokenizer's hash is 000000000000" in refused(capsys, *LINE, status=1)
+    err = refused(capsys, *LINE, status=1)
+    assert "does not come out again: the tokenizer's hash is 000000000000" in err and "not the code of the run" not in err
+    change_record(copied, provenance={"source_hash": "0" * 64})
+    assert "(this is not the code of the run: commit " in refused(capsys, *LINE, status=1)
 
 
 def test_files_that_are_no_bundle(tmp_path, capsys):
