@@ -74,7 +74,8 @@ def ledger(
     lines = []
     for study, group in _by_study(run_costs(published(profile))).items():
         plan = load_plan(study) if study in studies() else None
-        ranked = selected_among(plan, profile) if plan and plan.select and profile in plan.profiles else []
+        rules = plan.rules if plan and profile in plan.profiles else ()
+        ranked = {variant for name in rules for variant in selected_among(plan, profile, name)}
         sweep = math.fsum(row["usd"] for row in group if row["variant"] in ranked)
         lines.append({"study": study, "sweep": sweep, "runbook": math.fsum(row["usd"] for row in group)})
     return lines

@@ -62,6 +62,14 @@ def test_limits(selecting, capsys):
     assert "dearest sweep 48.00 USD" in shown.out and "costs: the runbook of study example has cost 150.00 USD" in shown.err
 
 
+def test_all_selections_of_a_study_are_its_sweep(selecting):
+    text, rule = selecting.read_text(), "{from: [%s], metric: test_loss}"
+    head = text.partition("select:")[0]
+    selecting.write_text(head + f"select: {{first: {rule % 'small'}, second: {rule % 'medium'}, again: {rule % 'small'}}}\n")
+    publish_all(dearer(example_records("cpu"), usd=2.0))
+    assert ledger("cpu") == [{"study": "example", "sweep": 16.0, "runbook": 16.0}]
+
+
 def test_a_study_without_selection_or_plan(report):
     record, *rest = dearer(example_records("cpu"), usd=60.0)
     publish_all([record, *rest, Record.make({**record.to_dict(), "study": "gone"})])
