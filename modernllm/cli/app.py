@@ -86,6 +86,7 @@ def takes_settings(
         "lr-find": "modernllm.cli.tune:lr_find",
         "batch-find": "modernllm.cli.tune:batch_find",
         "report": "modernllm.cli.report:report",
+        "release": "modernllm.cli.release:release",
         "bench": "modernllm.cli.bench:bench",
         "sync": "modernllm.cli.sync:command",
     },
@@ -102,6 +103,7 @@ def takes_settings(
         "modernllm runs                             what was run, when, how far, with which loss",
         "modernllm export MODEL --to llama          for use without this package",
         "modernllm report build --profile smoke     paper and slides from the records",
+        "modernllm release v0.1.0 --run STUDY/VARIANT/SEED    models with everything that made them, in one file",
     ),
 )
 @click.version_option(package_name="modernllm", message="%(prog)s %(version)s")

@@ -32,6 +32,7 @@ def build(what, profile, renderer):
     "Render paper and slides from the published records, say where they are and print the headline table."
     from modernllm.core.config import PROFILES, check_name
     check_name("profile", profile, PROFILES)
+    from modernllm.reporting.costs import write_costs
     from modernllm.reporting.current import stale, states
     from modernllm.reporting.documents import choose, headline_table, render, up_to_date
     from modernllm.workflow import batch
@@ -41,6 +42,7 @@ def build(what, profile, renderer):
         from modernllm.reporting.check import refuse_typed
         refuse_typed(changed)
     batch.run_studies(None, profile, summaries_only=True, say=lambda line: None)
+    write_costs(profile)
     for line in stale(profile, known):
         click.echo(f"stale: {line}", err=True)
     for name in names:
@@ -52,7 +54,7 @@ def build(what, profile, renderer):
 @report.command(epilog=examples("modernllm report check --profile cpu"))
 @PROFILE
 def check(profile):
-    "Refuse typed decimals, unknown variables and references, and missing results; list stale results."
+    "Refuse typed decimals, unknown variables and references, missing results and costs over the limits; list stale results."
     from modernllm.core.config import PROFILES, check_name
     check_name("profile", profile, PROFILES)
     from modernllm.reporting.check import check as check_report

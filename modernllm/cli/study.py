@@ -6,6 +6,7 @@
 __all__ = ['PROFILE', 'STUDIES', 'checked', 'study', 'list_', 'status', 'run', 'exec_', 'equivalence']
 
 # %% ../../nbs/70_cli/study.ipynb #c720c4bc
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -62,16 +63,24 @@ def status(studies, profile):
     "modernllm study run --profile smoke",
     "modernllm study run lm_baselines --profile cpu --jobs 2",
     "modernllm study run lm_baselines --keep-going    go on with other runs when one fails",
+    "modernllm study run lm_baselines --bucket /bucket    on a machine that may be taken away, see infra/",
 ))
 @STUDIES
 @PROFILE
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="How many cores to use at once.")
 @click.option("--keep-going", is_flag=True, help="Go on with independent runs when one fails.")
-def run(studies, profile, jobs, keep_going):
+@click.option("--bucket", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder that outlives this machine: go on from the runs in it, and copy them there as they grow.")
+@click.option("--copy-every", default=60.0, show_default=True, help="Seconds between two copies into the bucket.")
+def run(studies, profile, jobs, keep_going, bucket, copy_every):
     "Run what is stale, then the summaries. Running it again does nothing."
     names = checked(studies, profile)
+    from modernllm.core.project import settings
     from modernllm.workflow import batch
-    batch.run_studies(names, profile, jobs=jobs, keep_going=keep_going)
+    from modernllm.workflow.bucket import kept_in
+    kept = kept_in(bucket.absolute() / profile, settings().runs / profile, copy_every, click.echo) if bucket else nullcontext()
+    with kept:
+        batch.run_studies(names, profile, jobs=jobs, keep_going=keep_going)
 
 # %% ../../nbs/70_cli/study.ipynb #521d9053
 @study.command("exec", epilog=examples("modernllm study exec runs/smoke/lm_baselines/small/s0    run or finish this one run"))

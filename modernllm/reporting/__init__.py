@@ -5,6 +5,8 @@ from modernllm import lazily
 # public name: module of this package that defines it
 _EXPORTS = {
     "published": "current",
+    "cost_summary": "costs",
+    "check_ledger": "costs",
     "frame": "results",
     "summarise": "results",
     "leader": "results",

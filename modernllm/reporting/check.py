@@ -17,6 +17,7 @@ from pathlib import Path
 from ..core.config import InputError, did_you_mean
 from ..core.project import settings
 from . import variables
+from .costs import check_ledger, ledger_line
 from .current import published, stale
 from .render import pandoc
 from .staging import DOCUMENTS, SHORTCODE, line_of, sources, stage, staged_text
@@ -154,7 +155,7 @@ def problems(
     whole = Counter(study for study, _ in names if study not in recorded)
     found += [f"missing result: study {study} has no record of its {n} runs in profile {profile}" for study, n in whole.items()]
     found += [f"missing result: {name} has no record in profile {profile}" for study, name in names if study in recorded]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found + check_ledger(profile)))
 
 # %% ../../nbs/60_reporting/check.ipynb #bfac44ed
 def refuse_typed(
@@ -170,9 +171,10 @@ def refuse_typed(
 def check(
     profile: str,
 ):
-    "List what is wrong and what is stale; `InputError` when something is wrong."
+    "List what is wrong and what is stale, and say what was spent; `InputError` when something is wrong."
     for line in stale(profile):
         print(f"stale: {line}", file=sys.stderr)
+    print(ledger_line(profile))
     found = problems(profile)
     for line in found:
         print(line, file=sys.stderr)

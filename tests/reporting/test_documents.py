@@ -119,6 +119,7 @@ def test_a_command_with_nothing_to_do_imports_nothing_heavy(smoke, project, quar
     atomic_write(settings().results("smoke") / "example.csv", "study\n")
     atomic_write(summary_stamp("example", "smoke"), json.dumps(summary_asked("example", "smoke")))
     assert main(["report", "build", "--profile", "smoke"]) == 0
+    assert (settings().results("smoke") / "COST_SUMMARY.json").exists()
     first = capsys.readouterr().out
     heavy = {"pandas", "numpy", "matplotlib", "seaborn", "torch", "transformers", "snakemake", "papermill", "pypandoc", "typst"}
     words = f"""import sys
