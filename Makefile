@@ -10,7 +10,7 @@ RUN   := $(BIN)/modernllm
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install models reproduce pipeline plan test lab docs paper slides sync lock clean
+.PHONY: help install models reproduce pipeline allocation plan test lab docs paper slides sync lock clean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=smoke|cpu|gpu] [STUDY=name] [JOBS=2]"
@@ -43,6 +43,10 @@ reproduce: $(STAMP) ## run the studies of PROFILE (or one STUDY) and build paper
 pipeline: $(STAMP) ## pre-training, SFT, DPO, verifier and all evaluations as one graph of runs, and what each step gains
 	@$(RUN) study run alignment --profile $(PROFILE) --jobs $(JOBS)
 	@cat data/results/$(PROFILE)/alignment-steps.md
+
+allocation: $(STAMP) ## rank how a parameter budget is spent, train what the rules promote, and write decision notes and results
+	@$(RUN) study run allocation --profile $(PROFILE) --jobs $(JOBS)
+	@cat data/results/$(PROFILE)/allocation-verdict.md
 
 plan: $(STAMP) ## show what `make reproduce` would run, and why
 	@$(RUN) study status $(STUDY) --profile $(PROFILE)
