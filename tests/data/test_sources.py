@@ -7,6 +7,7 @@ import urllib.request
 
 import pytest
 
+from modernllm.alignment.conversations import read_conversations
 from modernllm.cli.app import main
 from modernllm.core.config import InputError
 from modernllm.data import sources
@@ -216,12 +217,16 @@ def test_the_benchmarks_are_held_out_and_training_sets_are_not():
     assert not any(CATALOGUE[name].held_out for name in ("wikitext2", "gsm8k", "sst2", "generated_choices"))
 
 
-@pytest.mark.parametrize("line", [["train", "data=piqa"], ["train", "data=lambada"], ["train", "data=smallbench"],
-                                  ["sft", "data=user_oriented_instructions"]])  # fmt: skip
-def test_the_commands_that_train_refuse_them(line, tmp_path, capsys):
-    assert main([*line, "--out", str(tmp_path / "out")]) == 2
+@pytest.mark.parametrize("name", ["piqa", "lambada", "smallbench"])
+def test_train_refuses_them(name, tmp_path, capsys):
+    assert main(["train", f"data={name}", "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert "is held out" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_conversations_to_train_on_refuse_them():
+    with pytest.raises(InputError, match="is held out"):
+        read_conversations("user_oriented_instructions", "train")
 
 
 def test_empty_data_set(mirror, monkeypatch):
