@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..core.config import InputError
+from ..core.installation import hardware
 from ..models.convert import to_llama
 from .engine import engine_files, model_kind, saved_ends
 
@@ -59,18 +60,20 @@ class CT2Engine:
         files = engine_files(folder, name, lambda model, tokenizer, out: convert_ct2(model, out, quantisation))
         self.name, self.seq2seq, self.ends = name, model_kind(folder) == "seq2seq", saved_ends(folder)
         program = ctranslate2.Translator if self.seq2seq else ctranslate2.Generator
-        self.program = program(str(files), compute_type=quantisation or "float32", intra_threads=threads or 0)
+        self.workers = threads or hardware()["cores"]  # of one thread each: threads that share a row wait for each other
+        self.program = program(str(files), compute_type=quantisation or "float32", inter_threads=self.workers, intra_threads=1)
 
     def generate(self, ids: Sequence[Sequence[int]], max_new_tokens: int, min_new_tokens: int = 0) -> list[list[int]]:
         words = [list(map(str, row)) for row in ids]
+        part = {"max_batch_size": -(-len(words) // self.workers)}  # one for each worker
         if self.seq2seq:
             limits = {"max_decoding_length": max_new_tokens, "min_decoding_length": min_new_tokens, "max_input_length": 0,
                       "beam_size": 1, "end_token": self.ends}
-            rows = [said.hypotheses[0] for said in self.program.translate_batch(words, **limits)]
+            rows = [said.hypotheses[0] for said in self.program.translate_batch(words, **part, **limits)]
         else:
             limits = {"max_length": max_new_tokens, "min_length": min_new_tokens, "include_prompt_in_result": False,
                       "end_token": self.ends}
-            rows = [said.sequences[0] for said in self.program.generate_batch(words, **limits)]
+            rows = [said.sequences[0] for said in self.program.generate_batch(words, **part, **limits)]
         return [list(map(int, row)) for row in rows]
 
     def close(self) -> None:

@@ -162,12 +162,13 @@ def compare_clients(
 def serving(
     folder: str | Path,  # of a saved model
     engine: str = "ct2-int8",  # of `modernllm.rewriting.engine.ENGINES`
-    threads: int = 1,
+    threads: int | None = None,  # None: the engine's own choice
     **settings,  # of `ServerSettings`
 ) -> Iterator[tuple[str, int]]:  # address, process id
     "`modernllm serve` in a process of its own, ended by SIGTERM."
     given = [f"{name}={value}" for name, value in settings.items()]
-    line = command_line("serve", folder, "--engine", engine, "--threads", threads, "--port", 0, *given)
+    given += ["--threads", threads] if threads else []
+    line = command_line("serve", folder, "--engine", engine, "--port", 0, *given)
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
             said = re.search(r"http://\S+", process.stdout.readline())
@@ -186,7 +187,7 @@ QUESTION = {"query": "how old is it and who built it ?", "history": ["tell me ab
 def ask_server(
     folder: str | Path,  # of a saved model
     engine: str = "ct2-int8",
-    threads: int = 1,
+    threads: int | None = None,  # None: the engine's own choice
     *,
     clients: int = 32,
     requests: int = 1000,
