@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..core.config import InputError
 from ..core.evaluation_mode import evaluation_mode
 from ..data.encoding import pad_rows
-from .choices import Row, encode_continuation
+from .choices import Row, encode_continuation, fitted
 from .intervals import wilson
 from ..models.output_head import no_cache_kwargs, output_head
 from ..models.transformer import softcap
@@ -123,7 +123,5 @@ def predict_last_words(
     if not passages:
         raise InputError("last words: no passages given; allowed: one or more")
     pairs = [encode_continuation(tokenizer, prompt, " " + word) for prompt, word in passages]
-    context = getattr(model.config, "max_position_embeddings", None) or max(len(ids) for ids, _ in pairs)
-    rows = [Row(tuple(ids[-(context + 1) :]), min(own, context)) for ids, own in pairs]
-    cut = sum(len(ids) > context + 1 for ids, _ in pairs)
+    rows, cut = fitted(model, pairs)
     return LastWords(tuple(passages), tuple(predict_rows(model, rows, **settings)), cut)
