@@ -156,3 +156,13 @@ def test_pictures_are_compared_by_their_pixels():
              for shift in (0, 0, 9)]
     assert notebooks.differences(shown[0], shown[1]) == []
     assert notebooks.differences(shown[0], shown[2]) == ["cell 0 (a): its stored image/png differs"]
+
+
+@pytest.mark.parametrize(("now", "equal"), [("loss 9.99 after 40 steps", True), ("loss 4.31 after 41 steps", False)])
+def test_of_a_cell_that_varies_words_and_whole_numbers_are_compared(now, equal):
+    before, after = (SimpleNamespace(cells=[cell(stream(text)), cell({"output_type": "display_data", "metadata": {},
+                                            "data": {"image/png": picture(shift)}})])
+                     for text, shift in (("loss 4.31 after 40 steps", 0), (now, 9)))  # fmt: skip
+    for one in before.cells:
+        one.source = "#| varies\ntrain()"
+    assert (notebooks.differences(before, after) == []) == equal
