@@ -9,6 +9,10 @@ STAMP := .venv/installed
 RUN   := $(BIN)/modernllm
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
 
+# Packages come without bytecode, which Python keeps when it first imports them; an environment that forbids this would have
+# every process compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install models reproduce pipeline allocation plan test lab docs paper slides sync lock clean
 

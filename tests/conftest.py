@@ -1,13 +1,21 @@
 """What all tests share: no network, two threads at most, and folders of their own for caches and runs."""
 
+import multiprocessing
 import os
+import sys
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Packages are installed without bytecode: where Python may not keep it, each process that a test starts compiles all that
+# it imports anew, which takes longer than all tests together.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Set before any test module imports a library that reads them. The folder is shared by the workers of one test run, so
 # that a tokenizer is trained once, and is not the person's cache, which a test must never touch.
@@ -40,6 +48,18 @@ def pytest_sessionfinish(session):
 def root() -> Path:
     "The root of the project."
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def processes():
+    "Real processes, forked from a server that has imported what they need: with the environment of its start."
+    context = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:  # the server looks for modules here, not in this process's sys.path
+        for folder in ("training", "release"):
+            patch.setenv("PYTHONPATH", str(ROOT / "tests" / folder), prepend=os.pathsep)
+        context.set_forkserver_preload(["workers", "parallel_workers", "machines"])
+        forkserver.ensure_running()
+    return context
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
+SHOWN = 10
+PRELOADED = ["nbdev.test", "transformers.models.t5.modeling_t5", "torch.distributed.tensor", "datasets", "accelerate", "seaborn",
+             "pydantic.main", "psutil", "peft", "evaluate", "sklearn.metrics"]
 NEEDS = re.compile(r"^#\| needs (.+)$", re.M)
 VARIES = re.compile(r"^#\| varies$", re.M)
 PLACES = ("MODERNLLM_DATA", "MODERNLLM_MODELS", "MODERNLLM_ROOT", "MODERNLLM_STUDIES", "MODERNLLM_RUNS", "MODERNLLM_STAND_INS")
@@ -145,6 +148,12 @@ def test(path: Path, write: bool) -> tuple[Path, list[str]]:
     return path, []
 
 
+def timed(path: Path, write: bool) -> tuple[Path, list[str], float]:
+    "What `test` says, and the CPU seconds of this process and of those that the page started and waited for."
+    path, lines = test(path, write)
+    return path, lines, sum(os.times()[:4])
+
+
 def tested(path: Path) -> bool:
     "Whether a notebook is executed when none is named: not below a folder with a file `.notest`."
     return ".ipynb_checkpoints" not in path.parts and not any((folder / ".notest").exists() for folder in path.parents)
@@ -154,17 +163,20 @@ def main(names: list[str], write: bool) -> int:
     found = [path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if tested(path)]
     paths = [Path(name).absolute() for name in names] or found
     cache = tempfile.mkdtemp(prefix="modernllm-notebooks-")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # see the Makefile
     os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="agg", MODERNLLM_CACHE=cache)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nbdev.test", "torch", "transformers", "datasets", "accelerate", "seaborn"])
-    failed = []
+    context.set_forkserver_preload(PRELOADED)
+    failed, seconds = [], {}
     with ProcessPoolExecutor(WORKERS, context, max_tasks_per_child=1) as pool:  # a notebook may start processes of its own
-        for n, done in enumerate(as_completed([pool.submit(test, path, write) for path in paths]), 1):
-            path, lines = done.result()
+        for n, done in enumerate(as_completed([pool.submit(timed, path, write) for path in paths]), 1):
+            path, lines, seconds[path] = done.result()
             failed += [path] if lines else []
             word = "FAILED" if lines else "passed"
             print(f"[{n}/{len(paths)}] {path.relative_to(ROOT)} {word}", *lines, sep="\n  ", flush=True)
     shutil.rmtree(cache, ignore_errors=True)
+    slowest = sorted(seconds.items(), key=lambda item: -item[1])[:SHOWN]
+    print(f"{sum(seconds.values()):.0f} CPU seconds, of which", *(f"{n:6.1f} {path.relative_to(ROOT)}" for path, n in slowest), sep="\n")
     print(f"notebooks: {len(paths) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0
 

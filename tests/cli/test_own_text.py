@@ -1,11 +1,8 @@
 """`modernllm train data=my.txt` and what follows it: evaluate, go on with init=, keep a tokenizer, list and compare runs."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -123,17 +120,17 @@ def test_a_changed_text_is_another_run(place, tmp_path, capsys, monkeypatch):
     assert "my.txt has changed since it was trained" in capsys.readouterr().err
 
 
-def test_killed_and_continued_on_own_text(here, root, tmp_path):
+def test_killed_and_continued_on_own_text(here, processes, tmp_path):
     line = [*TINY[:-2], "max_steps=120", "precision=fp32", f"data={here / 'my.txt'}", "checkpoint_every_steps=10", "log_every=1"]
-    environ = {**os.environ, "MODERNLLM_RUNS": str(tmp_path / "runs")}
-    program = f"import sys; from modernllm.cli import main; sys.exit(main({['train', *line]!r}))"
-    process = subprocess.Popen([sys.executable, "-c", program], env=environ, cwd=root, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "killed"
+    process = processes.Process(target=main, args=(["train", *line, "--out", str(folder)],))
+    process.start()
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not list((tmp_path / "runs").rglob("weights.safetensors")):
+    while process.is_alive() and time.monotonic() < deadline and not list(folder.rglob("weights.safetensors")):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    (folder,) = (tmp_path / "runs/train").iterdir()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (folder / "model").exists()
     assert main(["train", *line, "--out", str(folder)]) == 0
     assert main(["train", *line, "--out", str(tmp_path / "whole")]) == 0

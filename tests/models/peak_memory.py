@@ -1,7 +1,8 @@
 """Predicted and measured memory of training steps: `python tests/models/peak_memory.py [NAME ...]`.
 
-Each shape is trained for three steps in a process of its own. On a CPU, measured is the process's peak resident memory less
-what it held before: after all imports and the training of a tiny model, so that what libraries load late is not counted.
+Each shape is trained for three steps in a process of its own, forked from one that has imported what training needs. On a CPU,
+measured is the process's peak resident memory less what it held before: after all imports and the training of a tiny model, so
+that what libraries load late is not counted.
 Where there is a graphics card, it is what PyTorch's allocator counted there at most.
 """
 
@@ -46,8 +47,8 @@ SHAPES = {  # name: (fields, sequences, tokens of each, gradient checkpointing)
 }
 
 PROGRAM = """
-import json, sys
-import torch
+import json, os, sys
+import torch, torch._dynamo  # the latter by the first step of an optimizer
 from modernllm.benchmarking.bench import ZipfBatches
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
@@ -64,11 +65,19 @@ def train(steps, fields, batch_size, context, checkpointing=False):
     config = TrainConfig(max_steps=steps, learning_rate=1e-3, schedule="constant", warmup_steps=0, precision="bf16")
     Trainer(model, LanguageModelling(), ZipfBatches(model.config.vocab_size, batch_size, context), config, callbacks=[]).fit()
 
-torch.set_num_threads(1)
-train(1, {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}, 1, 8)
-before = held("VmRSS")
-train(3, *json.loads(sys.argv[1]))
-print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else held("VmHWM") - before)
+def measure(shape):
+    torch.set_num_threads(1)
+    train(1, {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}, 1, 8)
+    before = held("VmRSS")
+    train(3, *shape)
+    print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else held("VmHWM") - before, flush=True)
+
+for shape in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        measure(shape)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
@@ -78,9 +87,10 @@ def predicted(name: str) -> int:
     return step_memory(ModernLLMConfig.checked(**fields), batch_size, context, device, *checkpointing)["peak"]
 
 
-def measured(name: str) -> int:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(SHAPES[name])], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def measured(names: list[str]) -> list[int]:
+    shapes = json.dumps([SHAPES[name] for name in names])
+    done = subprocess.run([sys.executable, "-c", PROGRAM, shapes], capture_output=True, text=True, check=True)
+    return [int(line) for line in done.stdout.splitlines()]
 
 
 if __name__ == "__main__":
@@ -91,5 +101,5 @@ if __name__ == "__main__":
         except InputError as error:
             print(f"{name:26}{error}")
             continue
-        theirs = measured(name)
+        (theirs,) = measured([name])
         print(f"{name:26}{ours / MB:>10.1f}{theirs / MB:>10.1f}{ours / theirs:>8.2f}", flush=True)

@@ -26,28 +26,43 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("first", [
+FIRST = [  # imports, each in an interpreter that knows neither this package nor transformers nor peft
     "import modernllm",
-    "import modernllm.models",
     "from modernllm.models.config import ModernLLMConfig",
-    "import modernllm; import transformers",
     "from transformers import AutoModelForCausalLM, AutoConfig, LlamaForCausalLM; import modernllm",
     "from transformers.models.auto import modeling_auto; import peft; import modernllm",
-])
-def test_any_import_registers(first, folder):
-    code = f"""{first}
+]
+THEN = """
 import sys
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-assert type(AutoConfig.from_pretrained({str(folder)!r})).__name__ == "ModernLLMConfig"
-model = AutoModelForCausalLM.from_pretrained({str(folder)!r})
-assert type(model).__name__ == "ModernDecoderLM" and AutoTokenizer.from_pretrained({str(folder)!r}).vocab_size == 280
-assert type(AutoModel.from_pretrained({str(folder)!r})).__name__ == "ModernModel"
+assert type(AutoConfig.from_pretrained(folder)).__name__ == "ModernLLMConfig"
+model = AutoModelForCausalLM.from_pretrained(folder)
+assert type(model).__name__ == "ModernDecoderLM" and AutoTokenizer.from_pretrained(folder).vocab_size == 280
+assert type(AutoModel.from_pretrained(folder)).__name__ == "ModernModel"
 assert type(AutoModelForSequenceClassification.from_config(model.config)).__name__ == "ModernForSequenceClassification"
 import peft
 adapted = peft.get_peft_model(model, peft.LoraConfig())
-assert sorted({{n.split(".")[-4] for n, _ in adapted.named_parameters() if "lora_A" in n}}) == ["q_proj", "v_proj"]
+assert sorted({n.split(".")[-4] for n, _ in adapted.named_parameters() if "lora_A" in n}) == ["q_proj", "v_proj"]
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+IN_TURN = """
+import os, sys
+import torch, torch._dynamo, torch.distributed.tensor, torch.distributed.fsdp, torch.export  # once; most of an import's time
+assert not {"modernllm", "transformers", "peft"} & sys.modules.keys()
+folder, then, *first = sys.argv[1:]
+for line in first:
+    child = os.fork()
+    if not child:
+        names = {"folder": folder}
+        exec(line, names)
+        exec(then, names)
+        sys.stderr.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, line
+"""
+
+
+def test_any_import_registers(folder):
+    done = subprocess.run([sys.executable, "-c", IN_TURN, str(folder), THEN, *FIRST], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

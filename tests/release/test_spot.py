@@ -1,7 +1,6 @@
 "A machine is taken away at random moments and another one, in another folder, goes on from the bucket."
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -9,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
@@ -25,17 +23,6 @@ from modernllm.workflow.bucket import copy_in, copy_out, kept_in
 
 KILLS = 2
 RUN = "small_lm/base/s0"
-
-
-@pytest.fixture(scope="module")
-def processes():
-    "Processes forked from a server that has imported what a machine needs."
-    context = multiprocessing.get_context("forkserver")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        context.set_forkserver_preload(["machines"])
-        forkserver.ensure_running()
-    return context
 
 
 def machine(processes, folder, bucket, pause=0.0):

@@ -122,15 +122,25 @@ def report(project, root):
     return folder
 
 
-@pytest.fixture
-def smoke(report):
-    "The same with the records and the figure of the profile smoke."
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    "A folder with the records and the figure of the profile smoke."
     from modernllm.reporting import figures
 
-    records = example_records()
-    for record in records:
-        publish(record)
-    figures.save(figures.loss_curves(records), "example-loss", "smoke")
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODERNLLM_ROOT", str(folder))
+        records = example_records()
+        for record in records:
+            publish(record)
+        figures.save(figures.loss_curves(records), "example-loss", "smoke")
+    return folder
+
+
+@pytest.fixture
+def smoke(report, project, results):
+    "The same with the records and the figure of the profile smoke."
+    shutil.copytree(results, project, dirs_exist_ok=True)
     return report
 
 
