@@ -1,0 +1,1 @@
+"""Distillation: teachers, losses, layer maps, projectors, and the objective that joins them."""
