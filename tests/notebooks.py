@@ -176,7 +176,8 @@ def main(names: list[str], write: bool) -> int:
             print(f"[{n}/{len(paths)}] {path.relative_to(ROOT)} {word}", *lines, sep="\n  ", flush=True)
     shutil.rmtree(cache, ignore_errors=True)
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:SHOWN]
-    print(f"{sum(seconds.values()):.0f} CPU seconds, of which", *(f"{n:6.1f} {path.relative_to(ROOT)}" for path, n in slowest), sep="\n")
+    lines = [f"{n:6.1f} {path.relative_to(ROOT)}" for path, n in slowest]
+    print(f"{sum(seconds.values()):.0f} CPU seconds, of which", *lines, sep="\n")
     print(f"notebooks: {len(paths) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0
 
