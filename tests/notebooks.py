@@ -31,6 +31,7 @@ WORKERS = 2
 SHOWN = 10
 PRELOADED = ["nbdev.test", "transformers.models.t5.modeling_t5", "torch.distributed.tensor", "datasets", "accelerate", "seaborn",
              "pydantic.main", "psutil", "peft", "evaluate", "sklearn.metrics"]
+BAR = re.compile(r".*\r(.*?\d%\|[^\]]*\])?")  # what is printed while one is shown stands behind it, on the same line
 NEEDS = re.compile(r"^#\| needs (.+)$", re.M)
 VARIES = re.compile(r"^#\| varies$", re.M)
 PLACES = ("MODERNLLM_DATA", "MODERNLLM_MODELS", "MODERNLLM_ROOT", "MODERNLLM_STUDIES", "MODERNLLM_RUNS", "MODERNLLM_STAND_INS")
@@ -69,9 +70,8 @@ def without_bars(outputs: list) -> list:
     kept = []
     for output in outputs:
         if output["output_type"] == "stream":
-            lines = [line for line in "".join(output["text"]).split("\n") if "\r" not in line]
-            lines = [line + "\n" for line in lines[:-1]] + [line for line in lines[-1:] if line]
-            output = {**output, "text": lines}
+            pairs = [(line, BAR.sub("", line)) for line in re.findall(r".*\n|.+", "".join(output["text"]))]
+            output = {**output, "text": [rest for line, rest in pairs if rest.strip() or rest == line]}
         if output["output_type"] != "stream" or output["text"]:
             kept.append(output)
     return kept
@@ -165,6 +165,7 @@ def main(names: list[str], write: bool) -> int:
     cache = tempfile.mkdtemp(prefix="modernllm-notebooks-")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # see the Makefile
     os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="agg", MODERNLLM_CACHE=cache)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in `make test`: two threads round otherwise and spin while they wait
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     failed, seconds = [], {}

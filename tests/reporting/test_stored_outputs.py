@@ -144,6 +144,14 @@ def test_progress_bars_are_not_stored_or_compared():
     assert notebooks.without_bars([stream("\r 10%| 1/10 [00:02<00:25]")]) == []
 
 
+@pytest.mark.parametrize("left", [
+    "\rtraining: 100%|##| 2/2 [00:11<00:00, loss=6.6]", "\rtext: 50%|# | 1/2 [00:02<00:02]\r            \r",
+], ids=["left", "cleared"])
+def test_what_is_printed_behind_a_progress_bar_is_compared(left):
+    lines = ["[0, 1]\n", "\n", "last"]
+    assert notebooks.without_bars([stream(left + "".join(lines))]) == [stream(lines)]
+
+
 def picture(shift):
     pixels, file = np.ones((40, 60, 3)), io.BytesIO()
     pixels[:, 20 + shift : 30 + shift] = 0
