@@ -200,7 +200,7 @@ def kept_attention(
             raise InputError(f"attentions: layer {missing[0]} of a {type(model).__name__} gives no attention probabilities; "
                              "allowed: models whose attention modules return them as their second output")
 
-# %% ../../nbs/53_distill/signals.ipynb #b613d258
+# %% ../../nbs/53_distill/signals.ipynb #b613d257
 def model_sha256(
     model: nn.Module,  # of ours, of `transformers`, or with an adapter
 ) -> str:
@@ -209,7 +209,7 @@ def model_sha256(
     kept = {name: value for name, value in fields.items() if name not in ("type of trained weights", "digest of frozen weights")}
     return text_sha256(json.dumps([kept, tensors_sha256(dict(model.named_parameters()))], sort_keys=True))
 
-
+# %% ../../nbs/53_distill/signals.ipynb #b613d258
 class OnlineTeacher(TeacherSignal):
     "A frozen causal model as the teacher."
 
