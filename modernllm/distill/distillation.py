@@ -221,7 +221,7 @@ def _attention_term(self: Distillation, student: StudentOutput, signal: Signal, 
         losses.append(attention_loss(self.settings.attention, student.maps[s], target, scored))
     return sum(losses) / len(losses)
 
-
+# %% ../../nbs/53_distill/distillation.ipynb #c854b583
 @patch
 def _output_terms(self: Distillation, student: StudentOutput, signal: Signal, targets: Tensor) -> tuple[Tensor | None, dict]:
     "Weighted loss of logits and targets with its graph, and both as metrics."

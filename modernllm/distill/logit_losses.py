@@ -257,7 +257,7 @@ def logit_and_target_loss(
     _check(hidden, weight, teacher, kind, temperature)
     return _LogitLoss.apply(hidden, weight, _Task(teacher, targets, weights, kind, temperature, softcap, chunk))
 
-
+# %% ../../nbs/53_distill/logit_losses.ipynb #3c4c24a1
 def logit_loss(
     hidden: Tensor,  # (N, D): the student's, or its logits (N, V)
     weight: Tensor | None,  # (V, D): its head; None: `hidden` holds logits
