@@ -10,7 +10,7 @@ from pathlib import Path
 
 GRAPH = json.loads(Path("graph.json").read_text(encoding="utf-8"))
 PROFILE = Path.cwd().name
-STEP = [sys.executable, "-c", "import sys; from modernllm.workflow.execute import step; sys.exit(step(*sys.argv[1:]))"]
+STEP = [sys.executable, "-c", "import sys; from modernllm.workflow.fork_server import start_step; sys.exit(start_step(*sys.argv[1:]))"]
 
 
 wildcard_constraints:

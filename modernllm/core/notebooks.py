@@ -45,10 +45,11 @@ def python_of(
 
 def notebook_code(
     path: str | Path,  # .ipynb
+    content: bytes | None = None,  # of the file, where it has been read
 ) -> list[str]:
     "The Python of each code cell, without the parameters that papermill injects."
     try:
-        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(Path(path).read_bytes() if content is None else content)["cells"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: cannot be read as a notebook") from None
     return [
@@ -71,12 +72,13 @@ def run_texts(
 # %% ../../nbs/00_core/notebooks.ipynb #b7c458aa
 def code_in(
     file: Path,
+    content: bytes | None = None,  # of the file, where it has been read
 ) -> str:  # "" for a file that holds no code
     "The Python in a module or a notebook."
     if file.suffix == ".ipynb":
-        return "\n".join(notebook_code(file))
+        return "\n".join(notebook_code(file, content))
     try:
-        text = file.read_text(encoding="utf-8") if file.suffix == ".py" else ""
+        text = (file.read_bytes() if content is None else content).decode() if file.suffix == ".py" else ""
         parse(text)
     except (SyntaxError, ValueError) as error:
         raise InputError(f"{file}: is not Python: {error}") from None
@@ -85,13 +87,13 @@ def code_in(
 
 def files_beside(
     notebook: str | Path,
-    codes: list[str],  # of `notebook_code`
+    codes: list[str],  # of its cells, without comments
 ) -> dict[str, Path]:  # path from the notebook's folder: file
     "Modules, packages and other files in the notebook's folder that its code names; the plan is no part of the code."
     folder, own = Path(notebook).parent, {Path(notebook).name, "plan.yaml"}
     packages = [init.parent for init in folder.glob("*/__init__.py")]
     left = [file for file in sorted(folder.glob("[!.]*")) if file.is_file() and file.name not in own] + packages
-    found, waiting = {}, [ast.unparse(ast.parse(code)) for code in codes] if left else []
+    found, waiting = {}, list(codes)
     while waiting:
         text = waiting.pop()
         for top in list(left):

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modernllm.core import provenance
+from modernllm.core.code_facts import code_sha256
 from modernllm.core.config import InputError
 from modernllm.core.provenance import (
-    code_sha256,
     json_sha256,
     notebook_hash,
     path_sha256,
@@ -249,7 +249,8 @@ print(p.source_problem(start, hashes))
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert told.strip() == (
-        "imported outside the closure: modernllm.core.notebooks, modernllm.core.provenance, modernllm.core.seeding"
+        "imported outside the closure: modernllm.core.code_facts, modernllm.core.notebooks, modernllm.core.project, "
+        "modernllm.core.provenance, modernllm.core.seeding"
     )
 
 

@@ -145,11 +145,12 @@ def test_two_selections_one_after_the_other(copy):
     assert "tiny/second/s0: not promoted (margin " in copy.call("study", "status")[1]
 
 
-def test_ctrl_c_lets_the_notebook_finish_its_work(copy):
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2, 3, 4]], ids=["new processes", "forks of one"])
+def test_ctrl_c_lets_the_notebook_finish_its_work(copy, seeds):
     shutil.rmtree(copy.folder / "nbs/studies")
-    folder, run = copy.folder / "nbs/studies/slow", copy.folder / "runs/smoke/slow/a/s0"
+    folder, base = copy.folder / "nbs/studies/slow", copy.folder / "runs/smoke/slow/a"
     folder.mkdir(parents=True)
-    (folder / "plan.yaml").write_text(STUDY)
+    (folder / "plan.yaml").write_text(STUDY.replace("smoke: {}", f"smoke: {{seeds: {seeds}}}"))
     names = ("study", "variant", "seed", "profile", "run_dir", "inputs")
     sources = [("parameters", "\n".join(f"{name} = ''" for name in names)), ("work", SLEEP)]
     cells = [{"cell_type": "code", "id": tag, "metadata": {"tags": [tag]}, "source": source, "outputs": [],
@@ -158,8 +159,8 @@ def test_ctrl_c_lets_the_notebook_finish_its_work(copy):
     notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
     for name in ("run", "summary"):
         (folder / f"{name}.ipynb").write_text(json.dumps(notebook))
-    process = copy.start("study", "run", "--profile", "smoke")
-    while not (run / "started").exists():
+    process = copy.start("study", "run", "--profile", "smoke", "--jobs", "2")
+    while len(runs := [path.parent for path in base.glob("*/started")]) < min(len(seeds), 2):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     status, _, err = copy.call("study", "run", "--profile", "smoke")
@@ -167,8 +168,10 @@ def test_ctrl_c_lets_the_notebook_finish_its_work(copy):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.strip() == "interrupted", out + err
-    assert (run / "saved").exists() and json.loads((run / "status.json").read_text())["run"]["state"] == "interrupted"
-    assert not (run / "metrics.json").exists() and "slow/a/s0: new" in copy.call("study", "status")[1]
+    for run in runs:
+        assert (run / "saved").exists() and json.loads((run / "status.json").read_text())["run"]["state"] == "interrupted"
+        assert not (run / "metrics.json").exists()
+    assert f"{len(seeds)} of {len(seeds)} runs of profile smoke would run" in copy.call("study", "status")[1]
 
 
 @pytest.mark.parametrize("words, told", [
