@@ -276,9 +276,16 @@ def test_iteration_ends_after_one_epoch_and_what_has_no_end_says_so(cache):
 
 
 def test_every_class_with_items_says_how_it_is_iterated():
+    names, bases = {}, {}
     for path in Path(modernllm.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
-                names = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
-                names |= {t.id for n in node.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-                assert "__getitem__" not in names or "__iter__" in names, f"{path.name}: {node.name}"
+                own = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+                own |= {t.id for n in node.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+                names[node.name] = own
+                bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != node.name]
+
+    def iterated(name):
+        return "__iter__" in names.get(name, ()) or any(map(iterated, bases.get(name, ())))
+
+    assert {name for name, own in names.items() if "__getitem__" in own and not iterated(name)} == set()
