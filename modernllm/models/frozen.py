@@ -53,6 +53,8 @@ def frozen_in_bfloat16(
             layer.__class__ = NarrowLinear
         for p in narrow:
             p.data = p.data.to(torch.bfloat16)
+        for p in set(model.parameters()).difference(narrow):  # a mapped file of weights fills memory while one tensor views it
+            p.data = p.data.clone() if p.device.type == "cpu" else p.data
         try:
             yield model
         finally:
