@@ -19,7 +19,8 @@ from ..core.config import InputError
 from ..core.telemetry import cpu_seconds
 from .bitlinear import BitLinear, eight_bit, ternary
 from .bitnet_convert import to_bitnet
-from .bitnet_pack import check_scales, packed_layer, unpack_ternary
+from .bitnet_pack import packed_layer, unpack_ternary
+from ..models.ternary_scales import check_scales
 
 # %% ../../nbs/53_distill/ternary_generate.ipynb #53c50006
 FEW = 2  # rows up to which the 4-bit product is faster

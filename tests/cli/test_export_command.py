@@ -147,6 +147,16 @@ def test_packed_weights_are_not_packed_again(save, capsys):
     assert "which transformers reads as it is" in refused(capsys, packed)
 
 
+def test_scales_of_the_wrong_convention(save, capsys):
+    run = save(ternary=True)
+    assert main(["export", str(run), "--to", "bitnet"]) == 0
+    config = run.with_name("run-bitnet") / "config.json"
+    config.write_text(config.read_text().replace('"bitlinear"', '"autobitlinear"'))
+    capsys.readouterr()
+    assert main(["evaluate", str(config.parent)]) == 2
+    assert "are those of linear_class 'bitlinear', but config.json says 'autobitlinear'" in capsys.readouterr().err
+
+
 def test_bad_folders(save, capsys, tmp_path):
     run, full = save(), tmp_path / "full"
     full.mkdir()

@@ -12,9 +12,10 @@ from transformers.integrations.bitnet import pack_weights, unpack_weights
 from modernllm.core.config import InputError
 from modernllm.distill.bitlinear import BitLinear, ternary
 from modernllm.distill.bitnet_convert import to_bitnet
-from modernllm.distill.bitnet_pack import LINEAR_CLASSES, check_scales, pack_ternary, save_packed, unpack_ternary
+from modernllm.distill.bitnet_pack import LINEAR_CLASSES, pack_ternary, save_packed, unpack_ternary
 from modernllm.distill.ternary_generate import fast_ternary
 from modernllm.models.config import ModernLLMConfig
+from modernllm.models.ternary_scales import check_scales
 from modernllm.models.transformer import ModernDecoderLM
 
 TOKENS = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -144,6 +145,19 @@ def test_the_wrong_scale_convention(tmp_path, written, check):
     check(AutoModelForCausalLM.from_pretrained(tmp_path))
 
 
+def test_large_weights_between_norms_are_not_refused(tmp_path):
+    model = build("bitnet", **SIZE, num_key_value_heads=4)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, BitLinear):
+                layer.weight.mul_(20)
+    save_packed(tmp_path, model, "autobitlinear")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert all(scale > 1 for name, scale in read.named_buffers() if name.endswith("weight_scale"))
+    check_scales(read)
+    torch.testing.assert_close(logits(fast_ternary(read)), logits(model), atol=1e-3, rtol=1e-3)
+
+
 def test_a_damaged_file(tmp_path):
     save_packed(tmp_path, build("modernllm"))
     tensors = load_file(tmp_path / "model.safetensors")
@@ -160,11 +174,11 @@ def test_a_packed_model_is_not_trained(tmp_path):
             to_bitnet(AutoModelForCausalLM.from_pretrained(tmp_path / linear_class))
 
 
-def halfway():
+def halfway(strength):
     model = build("modernllm")
     for layer in model.modules():
         if isinstance(layer, BitLinear):
-            layer.strength = 0.5
+            layer.strength = strength
     return model
 
 
@@ -176,7 +190,8 @@ def with_nan():
 
 @pytest.mark.parametrize("make, words", [
     (lambda: ModernDecoderLM(ModernLLMConfig(**OURS)), "has no ternary layers; `to_bitnet` makes them"),
-    (halfway, "rounded with strength 0.5; allowed: 1, the end of the warm-up"), (with_nan, "some may be NaN"),
+    (lambda: halfway(0.5), "rounded with strength 0.5; allowed: 1, the end of the warm-up"),
+    (lambda: halfway(0.0), "rounded with strength 0.0"), (with_nan, "some may be NaN"),
     (lambda: build("modernllm", attention_sinks=True), "a Llama cannot express attention_sinks=True"),
 ])
 def test_what_is_not_saved(tmp_path, make, words):
