@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from modernllm.core.config import InputError
 from modernllm.distill.bitlinear import BitLinear
 from modernllm.distill.bitnet_convert import count_weights, gpt2_with_linears, to_bitnet
+from modernllm.hf.adapters import LoraSettings, add_lora
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
 
@@ -199,3 +200,9 @@ def test_a_model_that_reads_weights_past_the_rounding_is_refused_and_left_as_it_
     model.eval()
     converted = to_bitnet(model, keep=["dt_proj"])
     assert sum(isinstance(module, BitLinear) for module in converted.modules()) == 6 and logits(converted).isfinite().all()
+
+
+def test_no_adapter_goes_on_ternary_layers():
+    for targets in ("attention", "all", "q_proj"):
+        with pytest.raises(InputError, match=f"the model has no linear layer '{targets}'"):
+            add_lora(to_bitnet(build("llama")), LoraSettings(targets=(targets,)))
