@@ -16,6 +16,18 @@ from ..core.config import InputError
 from .config import ROPE_TYPES, ModernLLMConfig
 from .transformer import ModernDecoderLM
 
+# %% ../../nbs/20_models/convert.ipynb #53c80002
+def check_stored_weights(
+    model: torch.nn.Module,  # with a configuration of `transformers`
+) -> None:
+    "`InputError` if layers compute with other weights than they store: a copy of the weights would be another function."
+    linear = torch.nn.Linear
+    changed = [type(module).__name__ for module in model.modules() if isinstance(module, linear) and type(module) is not linear]
+    if changed or getattr(model.config, "quantization_config", None):
+        what = f"layers of class {changed[0]}" if changed else "quantised layers"
+        raise InputError(f"{type(model).__name__} has {what}, which compute with other weights than they store; allowed: a model "
+                         "in full precision (a ternary one: modernllm export --to bitnet)")
+
 # %% ../../nbs/20_models/convert.ipynb #14a14339
 SHARED_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -44,18 +56,6 @@ def _refuse(
     given = [f"{name}={value!r}" for name, value in extra.items() if value]
     if given:
         raise InputError(f"{what} {', '.join(given)}")
-
-
-def check_stored_weights(
-    model: torch.nn.Module,  # with a configuration of `transformers`
-) -> None:
-    "`InputError` if layers compute with other weights than they store: a copy of the weights would be another function."
-    linear = torch.nn.Linear
-    changed = [type(module).__name__ for module in model.modules() if isinstance(module, linear) and type(module) is not linear]
-    if changed or getattr(model.config, "quantization_config", None):
-        what = f"layers of class {changed[0]}" if changed else "quantised layers"
-        raise InputError(f"{type(model).__name__} has {what}, which compute with other weights than they store; allowed: a model "
-                         "in full precision (a ternary one: modernllm export --to bitnet)")
 
 
 def _load_folder(folder, caller, kind):
