@@ -1,1 +1,1 @@
-"""Distillation: signals of a teacher, online or recorded, and what a student learns from them."""
+"""Distillation: signals of a teacher, online or recorded, what a student learns from them, and students with ternary weights."""

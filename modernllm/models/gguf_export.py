@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from ..core.config import InputError, check_name
-from .convert import to_llama
+from .convert import check_stored_weights, to_llama
 
 WEIGHTS = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0"}  # q8_0: int8, with one scale for 32 weights of a row
 
@@ -115,6 +115,7 @@ def export_gguf(
     "Write a model and its tokenizer as one GGUF file."
     import gguf
     check_name("weights", weights, WEIGHTS)
+    check_stored_weights(model)
     model = to_llama(model) if model.config.model_type == "modernllm" else model
     c, kinds = model.config, {"t5": ("T5", _t5_settings), "llama": ("LLAMA", _llama_settings)}
     if c.model_type not in kinds:

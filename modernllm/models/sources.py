@@ -128,6 +128,9 @@ def load_pretrained(
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{name}: the tokenizer does not belong to the model: it has {len(tokenizer):,} tokens, the model "
                          f"{model.config.vocab_size:,}")
+    if hasattr(model.config, "quantization_config"):
+        from modernllm.models.ternary_scales import check_scales
+        check_scales(model)
     return model.eval(), tokenizer
 
 # %% ../../nbs/20_models/sources.ipynb #e99ca23c

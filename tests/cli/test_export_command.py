@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modernllm.cli.app import main
 from modernllm.data.tokenizers import train_bpe
+from modernllm.distill.bitnet_convert import to_bitnet
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
 
@@ -19,9 +20,11 @@ PLAIN = """
 import sys
 sys.modules["modernllm"] = None  # importing it is an error
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
-ids = tokenizer("The function", return_tensors="pt")
-print(type(model).__name__, model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] > ids["input_ids"].shape[1])
+for folder in sys.argv[1:]:
+    model, tokenizer = (kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    ids = tokenizer("The function", return_tensors="pt")
+    more = model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+    print(type(model).__name__, type(model.model.layers[0].mlp.up_proj).__name__, more)
 """
 
 
@@ -33,14 +36,15 @@ def tokenizer():
 @pytest.fixture
 def save(tokenizer, tmp_path):
     "A function that saves a tiny model and gives its folder, as `modernllm train` would leave it."
-    def make(**fields):
+    def make(ternary=False, **fields):
         torch.manual_seed(0)
         config = ModernLLMConfig(
             vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
             initializer_range=0.2, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, **fields,
         )  # fmt: skip
-        ModernDecoderLM(config).save_pretrained(tmp_path / "run/model")
+        model = ModernDecoderLM(config)
+        (to_bitnet(model) if ternary else model).save_pretrained(tmp_path / "run/model")
         tokenizer.save_pretrained(tmp_path / "run/model")
         return tmp_path / "run"
     return make
@@ -71,11 +75,31 @@ def test_the_same_function_and_the_same_tokenizer(save, tokenizer, capsys, field
 
 
 def test_it_is_read_without_this_package(save, tmp_path):
-    out = tmp_path / "there/it is"
+    out, packed = tmp_path / "there/it is", tmp_path / "there/packed"
     assert main(["export", str(save() / "model"), "--out", str(out)]) == 0
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", PLAIN, str(out)], capture_output=True, text=True, cwd=tmp_path, env=environ)
-    assert done.stdout == "LlamaForCausalLM True\n", done.stderr
+    assert main(["export", str(save(ternary=True) / "model"), "--to", "bitnet", "--out", str(packed)]) == 0
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"TORCHDYNAMO_DISABLE": "1"}
+    line = [sys.executable, "-c", PLAIN, str(out), str(packed)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environ)
+    assert done.stdout == "LlamaForCausalLM Linear True\nLlamaForCausalLM BitLinear True\n", done.stderr
+
+
+@pytest.mark.parametrize("fields, weights, name", [
+    ({}, "f32", "LlamaForCausalLM"), ({"qk_norm": True, "tie_word_embeddings": False}, "bf16", "Qwen3ForCausalLM"),
+])
+def test_a_ternary_model(save, capsys, fields, weights, name):
+    run = save(ternary=True, **fields)
+    assert main(["export", str(run), "--to", "bitnet", "--weights", weights]) == 0
+    out = run.with_name("run-bitnet")
+    size = (out / "model.safetensors").stat().st_size / 1e6
+    assert capsys.readouterr().out.startswith(f"{out}: 6,144 ternary weights with their tokenizer, ") and 0 < size < 0.1
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (run / "model", out))
+        ids = torch.randint(0, 260, (2, 40))
+        difference = (ours(ids).logits - theirs(ids).logits).abs().max() / ours(ids).logits.abs().max()
+    assert type(theirs).__name__ == name and difference < (1e-5 if weights == "f32" else 0.1)
+    assert json.loads((out / "config.json").read_text())["quantization_config"]["linear_class"] == "bitlinear"
+    assert theirs.dtype == (torch.float32 if weights == "f32" else torch.bfloat16)
 
 
 def refused(capsys, *line):
@@ -99,6 +123,38 @@ def test_what_a_class_cannot_express_is_named(save, capsys, fields, target, word
     err = refused(capsys, run, *(["--to", target] if target else []))
     assert all(word in err for word in words), err
     assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("ternary, line, words", [
+    (False, ["--to", "bitnet"], "was not trained with ternary weights"),
+    (True, ["--to", "llama"], "layers of class AutoBitLinear, which compute with other weights than they store"),
+    (True, [], "modernllm export --to bitnet"), (True, ["--to", "gguf"], "modernllm export --to bitnet"),
+    (True, ["--to", "bitnet", "--weights", "q8_0"], "f32|bf16 with --to bitnet"),
+    (False, ["--to", "gguf", "--weights", "bf16"], "f32|f16|q8_0 with --to gguf"),
+])
+def test_ternary_or_not(save, capsys, ternary, line, words):
+    run = save(ternary)
+    assert words in refused(capsys, run, *line)
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_packed_weights_are_not_packed_again(save, capsys):
+    run = save(ternary=True)
+    assert main(["export", str(run), "--to", "bitnet"]) == 0
+    packed = run.with_name("run-bitnet")
+    assert "packed ternary weights" in refused(capsys, packed, "--to", "bitnet")
+    assert "quantised layers" in refused(capsys, packed, "--to", "gguf")
+    assert "which transformers reads as it is" in refused(capsys, packed)
+
+
+def test_scales_of_the_wrong_convention(save, capsys):
+    run = save(ternary=True)
+    assert main(["export", str(run), "--to", "bitnet"]) == 0
+    config = run.with_name("run-bitnet") / "config.json"
+    config.write_text(config.read_text().replace('"bitlinear"', '"autobitlinear"'))
+    capsys.readouterr()
+    assert main(["evaluate", str(config.parent)]) == 2
+    assert "are those of linear_class 'bitlinear', but config.json says 'autobitlinear'" in capsys.readouterr().err
 
 
 def test_bad_folders(save, capsys, tmp_path):

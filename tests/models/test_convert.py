@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from modernllm.core.config import InputError
 from modernllm.models.config import ModernLLMConfig
-from modernllm.models.convert import from_llama, to_llama, to_qwen3
+from modernllm.models.convert import check_stored_weights, from_llama, to_llama, to_qwen3
 from modernllm.models.transformer import ModernDecoderLM
 
 TINY = dict(vocab_size=50, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
@@ -99,6 +99,26 @@ def test_what_a_llama_cannot_say(options, named):
     with pytest.raises(InputError) as caught:
         to_llama(ModernDecoderLM(ModernLLMConfig(**TINY, **options)))
     assert all(name in str(caught.value) for name in named)
+
+
+class Rounded(torch.nn.Linear):
+    "A layer that computes with other weights than it stores."
+
+    def forward(self, x):
+        return x @ self.weight.round().T
+
+
+def test_weights_that_are_not_used_as_they_are_stored_are_not_copied():
+    ours, llama = ModernDecoderLM(ModernLLMConfig(**TINY)), LlamaForCausalLM(LlamaConfig(**TINY))
+    check_stored_weights(ours)
+    for model, convert in ((ours, to_llama), (llama, from_llama)):
+        model.model.layers[1].mlp.up_proj.__class__ = Rounded
+        with pytest.raises(InputError, match="has layers of class Rounded, which compute with other weights than they store"):
+            convert(model)
+    packed = LlamaForCausalLM(LlamaConfig(**TINY))
+    packed.config.quantization_config = {"quant_method": "bitnet"}
+    with pytest.raises(InputError, match="LlamaForCausalLM has quantised layers"):
+        from_llama(packed)
 
 
 @pytest.mark.parametrize("options", [
