@@ -55,9 +55,9 @@ def processes():
     "Real processes, forked from a server that has imported what they need: with the environment of its start."
     context = multiprocessing.get_context("forkserver")
     with pytest.MonkeyPatch.context() as patch:  # the server looks for modules here, not in this process's sys.path
-        for folder in ("training", "release"):
+        for folder in ("training", "release", "distill"):
             patch.setenv("PYTHONPATH", str(ROOT / "tests" / folder), prepend=os.pathsep)
-        context.set_forkserver_preload(["workers", "parallel_workers", "machines"])
+        context.set_forkserver_preload(["workers", "parallel_workers", "machines", "student_worker"])
         forkserver.ensure_running()
     return context
 
