@@ -237,8 +237,7 @@ class OnlineTeacher(TeacherSignal):
 
     @cached_property
     def sha256(self) -> str:
-        "Of weights and configuration."
-        return model_sha256(self.model)
+        return model_sha256(self.model)  # of weights and configuration
 
     def flops_per_token(self, context):
         terms = model_flops(self.model, context)
