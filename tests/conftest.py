@@ -57,7 +57,7 @@ def processes():
     with pytest.MonkeyPatch.context() as patch:  # the server looks for modules here, not in this process's sys.path
         for folder in ("training", "release", "distill"):
             patch.setenv("PYTHONPATH", str(ROOT / "tests" / folder), prepend=os.pathsep)
-        context.set_forkserver_preload(["workers", "parallel_workers", "machines", "ternary_workers"])
+        context.set_forkserver_preload(["workers", "parallel_workers", "machines", "ternary_workers", "student_worker"])
         forkserver.ensure_running()
     return context
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Positive', 'FOLDERS', 'TOKENIZERS_OWN', 'DataConfig', 'Described', 'Recipe', 'fields', 'by_owner', 'make_recipe',
-           'check_folder', 'read_record', 'claim', 'save_trained', 'read_recipe']
+           'check_folder', 'read_record', 'claim', 'add_to_record', 'save_trained', 'read_recipe']
 
 # %% ../../nbs/70_cli/recipe.ipynb #bfdc0147
 import dataclasses
@@ -177,6 +177,14 @@ def claim(
             atomic_write(folder / "recipe.yaml", yaml.safe_dump(recipe.stored))
         processes().wait_for_everyone()
         yield
+
+
+def add_to_record(
+    folder: Path,  # of a training run, held by `claim`
+    **facts,  # entries of the record
+):
+    "Write what came out beside what went in."
+    atomic_write(folder / "record.json", json.dumps(read_record(folder) | facts, indent=1) + "\n")
 
 
 def _record(recipe: Described, read: Sequence, tokenizer) -> dict:

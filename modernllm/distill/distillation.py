@@ -27,6 +27,7 @@ from .projectors import PROJECTORS, Whiten, new_projector
 from .regularise import add_noise, batch_loss
 from .signals import Signal, SignalSettings, TeacherSignal, check_vocabulary, kept_attention
 from .whitening import Whitening
+from ..models.budget import model_flops
 from ..models.documents import real_tokens
 from ..models.logprobs import linear_loss
 from ..models.moe import router_loss
@@ -274,3 +275,14 @@ def loss(self: Distillation, model, batch):
         total, measured = combine_gradients(terms, trained, settings.gradients)
         metrics |= {name: value * weight for name, value in measured.items()}
     return LossOutput(total, weight, {name: value.detach() for name, value in metrics.items()})
+
+# %% ../../nbs/53_distill/distillation.ipynb #12fc8afc
+@patch
+def flops_per_token(self: Distillation, model, batch):
+    "Of the student's training and the teacher's forward pass; projectors, small beside both, are left out."
+    context, weight = batch["input_ids"].shape[1], int((batch["targets"] != IGNORE).sum())
+    own, teacher = model_flops(model, context), self.teacher.flops_per_token(context)
+    if own is None or teacher is None or not weight or not all(p.requires_grad for p in model.parameters()):
+        return None
+    headless = self.settings.logits == "none" and not self.settings.target_weight
+    return (3 * (sum(own.values()) - own["head"] * headless) + teacher) * batch["input_ids"].numel() / weight

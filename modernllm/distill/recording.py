@@ -97,6 +97,9 @@ class RecordedTeacher(TeacherSignal):
         self.weight = nn.Parameter(weight, requires_grad=False) if plain else None
         self.recording, self._shard = recording, lru_cache(maxsize=None)(lambda shard: read_shard(recording.path(shard)))
 
+    def flops_per_token(self, context):
+        return 0.0  # what the recording has cost is in its manifest
+
     def identity(self):
         return {"recording": json_sha256(self.recording.key), **self.settings.to_dict()}
 
@@ -190,6 +193,7 @@ def plan_recording(
         "format": FORMAT, "key": key, "teacher": origin or {}, "vocab_size": teacher.vocab_size,
         "hidden_size": teacher.hidden_size, "n_layers": teacher.n_layers, "blocks_per_shard": max(1, SHARD_BYTES // block_bytes),
         "plain_head": head is not None, "softcap": head.softcap if head else None,
+        "flops_per_token": teacher.flops_per_token(blocks.block_size),
     })
     matrix = head.weight.numel() * head.weight.element_size() if head else 0
     return RecordingPlan(recording, head, recording.blocks * block_bytes + matrix)

@@ -23,6 +23,7 @@ from ..core.config import Config, InputError
 from ..core.provenance import text_sha256
 from ..data.encoding import IGNORE
 from .shards import tensors_sha256
+from ..models.budget import model_flops
 from ..models.logprobs import ROWS, ROWS_ELSEWHERE
 from ..models.output_head import no_cache_kwargs, output_head
 from ..models.transformer import softcap
@@ -106,6 +107,10 @@ class TeacherSignal(nn.Module):
     def signal(self, batch: dict[str, Tensor]) -> Signal:
         "What the settings name, for a batch; without gradients."
         raise NotImplementedError
+
+    def flops_per_token(self, context: int) -> float | None:
+        "FLOPs that a signal costs for each token of rows of so many; None: unknown."
+        return None
 
     def identity(self) -> dict:  # JSON values
         "What the signal depends on."
@@ -232,8 +237,11 @@ class OnlineTeacher(TeacherSignal):
 
     @cached_property
     def sha256(self) -> str:
-        "Of weights and configuration."
-        return model_sha256(self.model)
+        return model_sha256(self.model)  # of weights and configuration
+
+    def flops_per_token(self, context):
+        terms = model_flops(self.model, context)
+        return None if terms is None else sum(terms.values()) - terms["head"] * (self.settings.logits == "none")
 
     def identity(self):
         return {"teacher": self.sha256, **self.settings.to_dict()}

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['ParameterCount', 'LayerSizes', 'layer_sizes', 'parameters', 'total_parameters', 'print_param_table', 'mean_keys',
-           'layer_windows', 'forward_flops', 'training_flops', 'cache_bytes']
+           'layer_windows', 'forward_flops', 'training_flops', 'model_flops', 'cache_bytes']
 
 # %% ../../nbs/20_models/budget.ipynb #0c65979d
 from typing import NamedTuple
+
+from torch import nn
 
 from .config import ModernLLMConfig
 from .moe import has_experts
@@ -124,6 +126,36 @@ def training_flops(
     "FLOPs of a training step per token, forward and backward."
     keys = [mean_keys(context, window, block) for window in layer_windows(config)]
     return {name: 3 * flops for name, flops in forward_flops(config, keys).items()}
+
+# %% ../../nbs/20_models/budget.ipynb #11ed6a39
+def _is_counted(model: nn.Module) -> bool:
+    "Whether each matrix of a foreign model multiplies every token once."
+    fields = model.config.get_text_config().to_dict()
+    experts = any("experts" in name and value for name, value in fields.items() if isinstance(value, int))
+    head = model.get_output_embeddings()
+    return not (experts or head is None or model.config.is_encoder_decoder or any(p.ndim > 2 for p in model.parameters()))
+
+
+def model_flops(
+    model: nn.Module,  # causal, of ours or of `transformers`; perhaps on the meta device
+    context: int,  # tokens of a sequence
+) -> dict[str, float] | None:  # by term; None: unknown, as with experts of other libraries
+    "FLOPs of the forward pass per token of a sequence."
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    keys = [mean_keys(context, config.sliding_window if kind == "sliding_attention" else None) for kind in kinds]
+    if isinstance(config, ModernLLMConfig):
+        return forward_flops(config, keys)
+    if not _is_counted(model):
+        return None
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = model.get_output_embeddings().weight
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {
+        "matrices": 2 * sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables | {id(head)}),
+        "head": 2 * head.numel(),
+        "attention": 4 * config.num_attention_heads * head_dim * sum(keys),
+    }
 
 # %% ../../nbs/20_models/budget.ipynb #1bad40b1
 def cache_bytes(

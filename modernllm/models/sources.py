@@ -28,11 +28,13 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
 def load_tokenizer(
-    folder: str | Path,  # of a saved model
+    folder: str | Path | Weights,  # of a saved model, or what `find_pretrained` found
 ):
     "The tokenizer of a saved model."
     from transformers import AutoTokenizer
 
+    if isinstance(folder, Weights):
+        folder = _converted(folder) if folder.gguf else folder.folder
     folder = model_folder(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)

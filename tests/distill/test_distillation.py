@@ -19,6 +19,7 @@ from modernllm.distill.projectors import Whiten
 from modernllm.distill.regularise import batch_loss
 from modernllm.distill.signals import OnlineTeacher
 from modernllm.distill.whitening import whitening_statistics
+from modernllm.models.budget import model_flops
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
 from modernllm.training.callbacks import Callback
@@ -358,3 +359,17 @@ def test_a_teacher_that_overflows(value, match, given):
         objective.teacher.model.model.layers[2].mlp.down_proj.weight[0, 0] = value
     with pytest.raises(InputError, match=match):
         objective.loss(student, batch_of(2))
+
+
+def test_flops_count_the_teachers_work_and_leave_out_heads_that_are_not_used():
+    batch = {name: values[:, :8] for name, values in batch_of(2).items()}
+    batch["targets"] = torch.ones_like(batch["targets"])
+    batch["targets"][0, :4] = IGNORE  # a token of weight 1 is four thirds of a place
+    student, both = pair()
+    own, theirs = model_flops(student, 8), model_flops(both.teacher.model, 8)
+    assert both.flops_per_token(student, batch) == (3 * sum(own.values()) + sum(theirs.values())) * 16 / 12
+    student, states = pair(logits="none", hidden="cosine")
+    headless = 3 * (sum(own.values()) - own["head"]) + sum(theirs.values()) - theirs["head"]
+    assert states.flops_per_token(student, batch) == headless * 16 / 12
+    student.requires_grad_(False)
+    assert states.flops_per_token(student, batch) is None

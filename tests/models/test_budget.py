@@ -5,6 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM,
+)
 
 from modernllm.models import budget
 from modernllm.models.config import ModernLLMConfig
@@ -93,3 +96,23 @@ def test_table_of_a_model_is_that_of_its_config(capsys):
     assert capsys.readouterr().out == printed
     assert [line.split()[0] for line in printed.splitlines()[1:]] == [
         "embedding", "attention", "feed-forward", "experts", "norms", "head", "total"]
+
+
+@pytest.mark.parametrize("kind, config", [
+    (GPT2LMHeadModel, GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=32)),
+    (LlamaForCausalLM, LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)),
+])
+def test_flops_of_models_of_transformers_are_the_counted_products(kind, config):
+    model, n, context = kind._from_config(config, attn_implementation="eager"), 3, 20
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.randint(0, 60, (n, context)), use_cache=False)
+    found = budget.model_flops(model, context)
+    every_key = found["attention"] * context / budget.mean_keys(context)  # eager attention computes all products
+    assert counter.get_total_flops() == n * context * (found["matrices"] + found["head"] + every_key)
+
+
+def test_flops_of_foreign_experts_are_unknown():
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(vocab_size=60, hidden_size=64, intermediate_size=24, num_hidden_layers=1))
+    assert budget.model_flops(model, 16) is None

@@ -1,0 +1,216 @@
+"""`modernllm distill` and `record-teacher`: a recording, its students, interruptions; what is refused, in one line."""
+
+import errno
+import json
+import os
+import signal
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import modernllm.models.sources as sources
+from modernllm.cli.app import main
+from modernllm.cli.distill_recipe import make_distill_recipe
+from modernllm.data.tokenizers import train_bpe
+from modernllm.distill.recording_files import open_recording
+from modernllm.models.config import ModernLLMConfig
+from modernllm.models.sources import load_pretrained, save_model
+from modernllm.models.transformer import ModernDecoderLM
+from modernllm.training import callbacks
+
+TEXT = "\n\n\n".join(f"A line about the number {n}.\nAnd what comes after {n} is {n + 1}." for n in range(40))
+QUICK = ["context=16", "batch_size=4", "eval_tokens=100", "max_steps=4", "eval_every=2", "precision=fp32"]
+
+
+def decoder(vocabulary, seed=0, **more):
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 32} | more
+    return ModernDecoderLM(ModernLLMConfig(vocab_size=vocabulary, initializer_range=0.3, **shape))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "A folder with text, a teacher, and models that are none for it."
+    folder = tmp_path_factory.mktemp("distill")
+    (folder / "my.txt").write_text(TEXT)
+    (folder / "other.txt").write_text(TEXT.replace("number", "figure"))
+    tokenizer = train_bpe([TEXT], 280)
+    save_model(folder / "big", decoder(280), tokenizer)
+    save_model(folder / "other", decoder(280, seed=1), tokenizer)
+    save_model(folder / "foreign", decoder(264), train_bpe([TEXT], 264))
+    damaged = decoder(280)
+    with torch.no_grad():
+        damaged.model.norm.weight[3] = torch.nan
+    save_model(folder / "damaged", damaged, tokenizer)
+    assert main(record(folder, "k=8", "hidden=[3]", "--out", str(folder / "teacher"))) == 0
+    return folder
+
+
+def record(base, *words, teacher="big", data="my.txt"):
+    return ["record-teacher", "--teacher", str(base / teacher), "--data", str(base / data), "context=16", *words]
+
+
+def distil(base, *words, teacher="big", student="layers=2 hidden=16 heads=2", data="my.txt", quick=QUICK):
+    named = ["--teacher", str(base / teacher), "--student", student, "--data", str(base / data)]
+    return ["distill", *named, *quick, *words]
+
+
+def weights(folder):
+    return load_file(folder / "model/model.safetensors")
+
+
+def test_a_student_learns_from_a_recording_while_the_teacher_is_not_loaded(base, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "load_pretrained", lambda *given: pytest.fail("the teacher was loaded"))
+        words = ["--record", str(base / "teacher"), "--loss", "logits=kl,hidden=cosine", "--out", str(tmp_path / "one")]
+        assert main(distil(base, *words)) == 0
+    said = capsys.readouterr().out
+    assert "word_ppl_closed" in said and "bits_per_byte" in said and "my.txt validation" in said
+    model, tokenizer = load_pretrained(tmp_path / "one")
+    assert model.config.vocab_size == len(tokenizer) == 280 and model.config.num_hidden_layers == 2
+    there = json.loads((tmp_path / "one/model/record.json").read_text())
+    assert there["models"][0]["name"] == "big" and there["losses"]["hidden"] == "cosine" and there["signal"]["k"] == 8
+    assert there["metrics"]["word_ppl_closed"] > 1 and "stride 16" in there["conventions"] and there["steps"] == 4
+    assert str(base) not in yaml.safe_dump(yaml.safe_load((tmp_path / "one/recipe.yaml").read_text()))
+    before = weights(tmp_path / "one")
+    assert main(distil(base, *words)) == 0  # the same line again
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "one").items())
+    assert main(distil(base, *words, "seed=1")) == 2 and "seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, None)])
+def test_interrupted_and_continued_a_student_is_the_same(number, status, base, tmp_path, monkeypatch, capsys):
+    words = ["--loss", "logits=kl,hidden=mse", "projector=ensemble"]
+    assert main(distil(base, *words, "--out", str(tmp_path / "whole"))) == 0
+    step_end = callbacks.ProgressBar.step_end
+
+    def interrupted(self, trainer, row):
+        step_end(self, trainer, row)
+        if row["step"] == 3:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.ProgressBar, "step_end", interrupted)
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the process would end
+        try:
+            if status is None:
+                with pytest.raises(SystemExit):
+                    main(distil(base, *words, "--out", str(tmp_path / "stopped")))
+            else:
+                assert main(distil(base, *words, "--out", str(tmp_path / "stopped"))) == status
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "stopped/step_00000003/state.json").exists() and not (tmp_path / "stopped/model").exists()
+    assert main(distil(base, *words, "--out", str(tmp_path / "stopped"))) == 0
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_recorded_while_it_trains_and_continued_after_a_full_disk(base, tmp_path, monkeypatch, capsys):
+    room, write = [3000], os.write
+
+    def disk(descriptor, data):
+        if b"ids" in bytes(data)[:3] or len(data) > 2000:
+            room[0] -= len(data)
+            if room[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    line = distil(base, "--record", str(tmp_path / "teacher"), "k=4", "--out", str(tmp_path / "one"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", disk)
+        assert main(line) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "No space left on device" in err and "record again" in err
+    assert main(line) == 0 and not open_recording(tmp_path / "teacher").missing()
+
+
+def refused(capsys, line):
+    capsys.readouterr()
+    assert main(line) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("error: ")
+    return err
+
+
+@pytest.mark.parametrize("words, said", [
+    ({"student": "foreign"}, ["vocabulary", "teacher has 280 tokens, the student 264", "allowed"]),
+    ({"student": "layers=2 hidden=64", "words": ["--loss", "hidden=cosine", "projector=orthogonal"]},
+     ["64 wide", "32", "linear"]),
+    ({"student": "layers=2 hidden=16", "words": ["--loss", "hidden=mse", "projector=none"]}, ["16 wide", "32"]),
+    ({"words": ["source=topk", "k=281"]}, ["k is 281", "280"]),
+    ({"words": ["--loss", "hidden=mse", "layers=[[2,4]]"]}, ["(2, 4)", "out of range", "0 to 3"]),
+    ({"words": ["temperature=0"]}, ["temperature is 0"]),
+    ({"words": ["--loss", "logit=kl"]}, ["'logit'", "did you mean 'logits'"]),
+    ({"words": ["--loss", "logits=kll"]}, ["logits", "kll", "reverse_kl"]),
+    ({"words": ["--loss", "logits=mse", "source=topk"]}, ["mse", "full"]),
+    ({"words": ["lerning_rate=1"]}, ["lerning_rate", "learning_rate"]),
+    ({"quick": ["context=64"]}, ["context is 64", "teacher", "32"]),
+    ({"teacher": "damaged"}, ["teacher", "model.norm.weight", "not finite"]),
+    ({"teacher": "nowhere"}, ["nowhere"]),
+])
+def test_what_does_not_fit_is_told_in_one_line(words, said, base, tmp_path, capsys):
+    words = dict(words)
+    if words.get("student") == "foreign":
+        words["student"] = str(base / words["student"])
+    more = words.pop("words", [])
+    err = refused(capsys, distil(base, *more, "--out", str(tmp_path / "out"), **words))
+    assert all(word in err for word in said), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recording_of_something_else_is_refused(base, tmp_path, capsys):
+    kept = ["--record", str(base / "teacher"), "--out", str(tmp_path / "out")]
+    assert "recording of another teacher: big" in refused(capsys, distil(base, *kept, teacher="other"))
+    assert "recording of other data" in refused(capsys, distil(base, *kept, data="other.txt"))
+    err = refused(capsys, distil(base, *kept, quick=["context=8"]))
+    assert "recording of other data: data block_size is 16 there and 8 here" in err
+    assert "hidden [1] was not recorded" in refused(capsys, distil(base, *kept, "--loss", "hidden=mse", "layers=[[1,1]]"))
+    assert "another teacher" in refused(capsys, distil(base, *kept, teacher="foreign", student="layers=1 hidden=16 heads=2"))
+    err = refused(capsys, record(base, "k=9", "hidden=[3]", "--out", str(base / "teacher")))
+    assert "recording of other signals: signal k is 8 there and 9 here" in err
+
+
+def test_a_truncated_shard_is_found_and_recorded_again(base, tmp_path, capsys):
+    line = record(base, "k=8", "--out", str(tmp_path / "teacher"))
+    assert main(line) == 0
+    shard, = (tmp_path / "teacher").glob("shard-*.safetensors")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    kept = distil(base, "--record", str(tmp_path / "teacher"), "--out", str(tmp_path / "out"))
+    assert shard.name in refused(capsys, kept)
+    assert main(line) == 0 and shard.read_bytes() == whole and main(kept) == 0
+
+
+@pytest.mark.parametrize("words, said", [
+    (["hidden=[4]"], ["layer 4", "0 to 3"]), (["k=281"], ["k is 281"]), (["temperature=0"], ["temperature is 0"]),
+    (["context=33"], ["context is 33", "32"]), (["dtype=int8"], ["dtype", "int8", "bfloat16"]),
+    (["batch=1"], ["no setting 'batch'"]),
+    (["logits=none"], ["nothing is asked for"]),
+])
+def test_a_recording_that_cannot_be_made_is_told_in_one_line(words, said, base, tmp_path, capsys):
+    line = record(base, "--out", str(tmp_path / "teacher"))
+    line = [word for word in line if not word.startswith("context=")] if words[0].startswith("context=") else line
+    err = refused(capsys, [*line, *words])
+    assert all(word in err for word in said), err
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_what_a_line_must_name(base, capsys):
+    err = refused(capsys, ["distill", "--teacher", "gpt2", "--data", "my.txt"])
+    assert "student is missing: modernllm distill --teacher" in err
+    assert "data is missing" in refused(capsys, ["record-teacher", "--teacher", "gpt2"])
+    err = refused(capsys, distil(base, f"teacher={base / 'big'}"))
+    assert "teacher is given twice" in err
+
+
+def test_terms_that_loss_leaves_away_are_off(base):
+    given = {"teacher": str(base / "big"), "student": "layers=1 hidden=16 heads=2", "data": str(base / "my.txt"), "context": 16}
+    assert make_distill_recipe(given).loss.logits == "kl"
+    from modernllm.cli.distill import with_options
+    loss = make_distill_recipe(with_options(given, "hidden=cosine")).loss
+    assert (loss.logits, loss.hidden, loss.attention) == ("none", "cosine", "none")
+    assert make_distill_recipe(with_options(given | {"logits": "jsd"}, "hidden=cosine")).loss.logits == "jsd"
