@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 
 import torch
 
@@ -94,8 +93,8 @@ def measured(names: list[str]) -> list[int]:
     shapes = json.dumps([SHAPES[name] for name in names])
     # One heap for all threads, which keeps no freed blocks of a size that matters.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TOP_PAD_": "0"}
-    run = partial(subprocess.run, [sys.executable, "-c", PROGRAM, shapes], capture_output=True, text=True, check=True, env=environment)
-    programs = [run() for _ in range(4)]
+    command = [sys.executable, "-c", PROGRAM, shapes]
+    programs = [subprocess.run(command, capture_output=True, text=True, check=True, env=environment) for _ in range(4)]
     return [min(map(int, lines)) for lines in zip(*(done.stdout.splitlines() for done in programs), strict=True)]
 
 
