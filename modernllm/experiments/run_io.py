@@ -36,12 +36,13 @@ def stand_in(
 def read_corpus(
     run: Run,
     dataset: str,  # running text of the catalogue
-    vocab_size: int,
+    vocab_size: int | None,
     limit_documents: int | None = None,  # keep only the first documents of each split
     every_nth: int = 1,  # keep only one in so many documents of the training split
+    tokenizer: PreTrainedTokenizerBase | None = None,  # None: one of `vocab_size`, trained on the training split
 ) -> Corpus:
     "Load a corpus, with the stand-in that the run allows, and record it."
-    part = {"limit_documents": limit_documents, "every_nth": every_nth}
+    part = {"limit_documents": limit_documents, "every_nth": every_nth, "tokenizer": tokenizer}
     corpus = load_corpus(dataset, vocab_size, stand_in=stand_in(run, dataset), **part)
     run.read(corpus.train, corpus.validation)
     run.tokenizer(tokenizer_hash(corpus.tokenizer))

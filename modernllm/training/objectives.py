@@ -118,8 +118,8 @@ class LanguageModelling(Objective):
         return self.extras
 
     def loss(self, model, batch):
-        batch = dict(batch)
-        targets = batch.pop("targets")
+        targets = batch["targets"]
+        batch = {name: values for name, values in batch.items() if name not in ("targets", "rows")}  # numbers of fixed blocks
         check_documents(model, batch)
         head = output_head(model, batch)
         if head is None:
