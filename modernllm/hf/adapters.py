@@ -96,7 +96,8 @@ def save_adapter(
     model.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub for the base, and may copy it
     where = base.name if base.source != "folder" else str(base.folder)
     kind = _KINDS.get(model.peft_config["default"].task_type, "causal")
-    config = {"num_labels": model.config.num_labels} if kind == "classification" else {}
+    names = ("num_labels", "pad_token_id") if kind == "classification" else ()  # its last token is the one before padding
+    config = {name: getattr(model.config, name) for name in names}
     entry = {"model": where, **base.origin(), "kind": kind, "config": config,
              "load_in_4bit": getattr(model, "is_loaded_in_4bit", False)}
     atomic_write(Path(folder) / "base.json", json.dumps(entry, indent=1) + "\n")
