@@ -49,7 +49,9 @@ def takes_settings(
             if list_fields:
                 module, name = fields.split(":")
                 for setting, (owner, default) in getattr(importlib.import_module(module), name)().items():
-                    click.echo(f"{owner:9} {setting}={default}")
+                    shown = ",".join(default) if isinstance(default, tuple) and default else default
+                    shown = {"None": "null", "": "''", "()": "[]"}.get(str(shown), shown)
+                    click.echo(f"{owner:9} {setting}={shown}")  # as a line takes it
                 return None
             return command({**(load_yaml(config) if config else {}), **Config.parse_assignments(assignments)}, **options)
 

@@ -68,6 +68,7 @@ def read_text(
     "modernllm evaluate runs/my-sst2 --task sst2                         accuracy of a fine-tuned model, mistakes saved",
     "modernllm evaluate smollm2-135m --task sst2,samsum,gsm8k --shots 4 --rows 100",
     "modernllm evaluate MODEL --task my.jsonl:text:label                 rows of your own",
+    "modernllm evaluate MODEL --task other.jsonl:text:label --split all  rows that it was not trained on",
     "modernllm evaluate MODEL --suite all                                every standard evaluation, tables and plots in a folder",
     "modernllm evaluate MODEL --suite lm,maths --rows 20                 parts of it, on fewer rows",
     "modernllm evaluate MODEL --suite smallbench --rows 500              six held-out sets, chance beside each accuracy",
@@ -95,14 +96,18 @@ def evaluate(model, data, split, context, stride, batch_size, convention, tasks,
 
     MODEL is a folder (a model or an adapter), a name of `modernllm models list`, or a hub id."""
     if suite:
-        if tasks or data:
+        if tasks is not None or data:
             raise click.UsageError("--suite chooses its data; leave --task and --data away")
         from modernllm.cli.suite import evaluate_suite
         asked = {"rows": prompting["rows"] or 100, "form": prompting["form"], "out": prompting["out"]}
         found, folder = evaluate_suite(model, suite, **asked, report=lambda line: click.echo(line, err=True))
         click.echo("\n".join([*found.lines(), f"tables, plots and examples are in {folder}"]))
         return
-    if tasks:
+    if tasks is not None:
+        if data:
+            raise click.UsageError("--task chooses its data; leave --data away")
         from modernllm.cli.finetune import evaluate_tasks
         return evaluate_tasks(model, tasks, split=split, **prompting)
+    if ignored := [name for name, value in prompting.items() if value]:
+        raise click.UsageError(f"--{ignored[0]} goes with --task")
     read_text(model, data, split or "validation", context, stride, batch_size, convention)

@@ -16,6 +16,7 @@ from .recipe import Described, by_owner
 from ..core.config import Config, InputError
 from ..data.text_files import find_path, project_name
 from ..core.provenance import file_sha256
+from ..hf.adapters import adapter_base, adapter_folder
 from ..hf.task_training import Tuning
 from ..hf.tasks import Task, find_task, own_task
 from ..models.pretrained import Weights, find_pretrained
@@ -84,6 +85,15 @@ def make_finetune_recipe(
     asked, tuning = FinetuneConfig(**own["task"]), Tuning(**own["tuning"])
     if (asked.task is None) == (asked.data is None):
         raise InputError("give one of task and data: task=sst2, or data=my.jsonl input=COLUMN target=COLUMN")
+    if not tuning.lora_targets:
+        raise InputError("lora_targets is empty; allowed: attention, all, or names of linear layers, such as q_proj,v_proj")
+    if asked.data and asked.input == asked.target:
+        raise InputError(f"input and target are both '{asked.input}'; allowed: two columns")
+    if len(set(asked.labels)) < len(asked.labels):
+        raise InputError(f"labels is {','.join(asked.labels)}; allowed: each label once")
+    if adapter_folder(asked.model):
+        raise InputError(f"model={asked.model} is an adapter; allowed: a whole model, such as its base "
+                         f"{adapter_base(adapter_folder(asked.model))['model']}")
     if asked.data:
         words = {"instruction": asked.instruction, "labels": asked.labels, "form": asked.form}
         task = own_task(asked.data, asked.input, asked.target, **words)

@@ -104,7 +104,13 @@ def by_owner(
         if name not in table:
             raise InputError(f"no setting '{name}'{did_you_mean(name, table)} (`modernllm {command} --fields` lists all)")
     owners = dict.fromkeys(owner for owner, *_ in table.values())
-    return {owner: {name: value for name, value in values.items() if table[name][0] == owner} for owner in owners}
+    read = {name: _words(value, table[name][-1]) for name, value in values.items()}
+    return {owner: {name: value for name, value in read.items() if table[name][0] == owner} for owner in owners}
+
+
+def _words(value, default):
+    "A setting of several words may be given with commas, or as one word: lora_targets=q_proj,v_proj."
+    return [word.strip() for word in value.split(",")] if isinstance(default, tuple) and isinstance(value, str) else value
 
 
 def make_recipe(

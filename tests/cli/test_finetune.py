@@ -7,9 +7,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modernllm.cli.app import main
+from modernllm.cli.finetune import words_of
+from modernllm.cli.finetune_recipe import FinetuneConfig, finetune_fields
+from modernllm.cli.recipe import by_owner
+from modernllm.core.config import Config
 from modernllm.core.telemetry import Telemetry
 from modernllm.data.tokenizers import train_bpe
+from modernllm.hf.task_training import Tuning
+from modernllm.hf.tasks import find_task
 from modernllm.models.sources import save_model
+from modernllm.training.config import TrainConfig
 
 WORDS = {"bad": ["dull", "poor", "grim"], "good": ["fine", "warm", "great"]}
 ROWS = [{"text": f"a {WORDS[label][i % 3]} film, number {i}", "label": label} for i in range(40) for label in WORDS]
@@ -75,6 +82,31 @@ def test_the_same_line_again_goes_on(tuned, line):
     assert Telemetry.read(tuned)[-1]["kind"] == "stop"
 
 
+def test_a_model_is_evaluated_with_the_instruction_and_the_labels_that_it_learnt(base, line, tmp_path, capsys):
+    # The order of the labels is not that of the alphabet: a classifier that is asked in another order is wrong everywhere.
+    words = ["kind=classification", "form=chat", "labels=good,bad", "instruction=Well?", "max_steps=40", "learning_rate=1e-2"]
+    out, task = tmp_path / "out", f"{base / 'mine.jsonl'}:text:label"
+    given = [word for word in line if not word.startswith(("form=", "max_steps="))]
+    assert main([*given, *words, "lora_targets=q_proj,v_proj", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("held out for validation") == 1
+    for folder in (out, out / "model"):
+        assert words_of(str(folder), "text", "label") == {"instruction": "Well?", "labels": ["good", "bad"]}
+        assert main(["evaluate", str(folder), "--task", task, "--split", "all", "--out", str(tmp_path / "scores")]) == 0
+        assert "80 rows of all" in capsys.readouterr().out
+        found = json.loads((tmp_path / "scores/mine.json").read_text())["metrics"][0]
+        assert found["metric"] == "accuracy" and found["value"] > 0.9
+    assert words_of(str(out), "text", "other") == words_of(str(base / "base"), "text", "label") == {}
+
+
+def test_what_fields_prints_is_what_a_line_takes(capsys):
+    assert main(["finetune", "--fields"]) == 0
+    shown = [row.split(maxsplit=1)[1] for row in capsys.readouterr().out.splitlines()]
+    read = by_owner(Config.parse_assignments(shown), finetune_fields(), "finetune")
+    assert FinetuneConfig(**read["task"]) == FinetuneConfig() and Tuning(**read["tuning"]) == Tuning()
+    assert "lora_targets=attention" in shown and TrainConfig(**read["training"]) == Tuning().training(find_task("sst2"))
+
+
 def refused(capsys, *line):
     assert main(list(line)) == 2
     err = capsys.readouterr().err
@@ -106,9 +138,17 @@ def test_wrong_columns_labels_and_targets(capsys, base, line, tmp_path):
     err = refused(capsys, *without, "input=sentence", *out)
     assert "mine.jsonl:1: has no column 'sentence' (it has: text, label)" in err
     assert "label is 'good'; allowed labels: bad" in refused(capsys, *line, "labels=[bad]", *out)
-    err = refused(capsys, *line, "lora_targets=[query]", *out)
+    err = refused(capsys, *line, "lora_targets=query", *out)
     assert "no linear layer 'query'" in err and "q_proj" in err
+    assert "lora_targets is empty; allowed: attention, all" in refused(capsys, *line, "lora_targets=[]", *out)
+    assert "labels is bad,good,bad; allowed: each label once" in refused(capsys, *line, "labels=bad,good,bad", *out)
+    assert "input and target are both 'text'" in refused(capsys, *line, "target=text", *out)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_no_base(capsys, line, tuned, base, tmp_path):
+    err = refused(capsys, *line, f"model={tuned}", "--out", str(tmp_path / "out"))
+    assert f"model={tuned} is an adapter; allowed: a whole model, such as its base {base / 'base'}" in err
 
 
 def test_a_hub_that_cannot_be_reached_is_said(capsys, tmp_path):
@@ -120,6 +160,11 @@ def test_a_hub_that_cannot_be_reached_is_said(capsys, tmp_path):
     (["--task", "sst3"], ["sst3", "sst2"]),
     (["--task", "mine.jsonl:text"], ["FILE.jsonl:INPUT:TARGET"]),
     (["--task", "sst2", "--split", "held"], ["split", "held"]),
+    (["--task", ""], ["task", "sst2"]),
+    (["--task", "sst2", "--data", "my.txt"], ["--task", "--data"]),
+    (["--task", "samsum", "--calibrate"], ["--calibrate", "labels"]),
+    (["--task", "sst2", "--shots", "1", "--split", "train"], ["--shots", "--split train"]),
+    (["--shots", "1"], ["--shots", "--task"]),
 ])  # fmt: skip
 def test_a_wrong_evaluation_is_named(capsys, base, words, named):
     err = refused(capsys, "evaluate", str(base / "base"), *words)
