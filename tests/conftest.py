@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import random
+import signal
 import sys
 import tempfile
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -60,6 +63,41 @@ def processes():
         context.set_forkserver_preload(["workers", "parallel_workers", "machines", "ternary_workers", "student_worker"])
         forkserver.ensure_running()
     return context
+
+
+# Where a training can be killed: in the middle of an evaluation, and while each part of a checkpoint is written.
+PLACES = ["evaluation", "weights.safetensors", "optimizer.pt", "state.json", "manifest.json", "rename", "removal"]
+
+
+@pytest.fixture
+def kill_everywhere():
+    """Kill a training at all PLACES and at further moments, in a random order, and begin it again each time. After each kill the
+    newest checkpoint can be loaded, and is no older than before."""
+    from modernllm.training.checkpoint import load_latest, saved_steps
+
+    chance = random.Random(0)
+
+    def kill(start, folder, log, more, seconds):  # `start`: a session that dies at a place; `more`: further ends
+        ends, newest = PLACES + more, None
+        chance.shuffle(ends)
+        log.touch()
+        for end in ends:
+            size, process = log.stat().st_size, start(None if end == "moment" else end)
+            if end == "moment":
+                while process.is_alive() and log.stat().st_size == size:
+                    time.sleep(0.001)
+                time.sleep(chance.uniform(0, seconds))
+                process.kill()
+            process.join(60)
+            assert process.exitcode == -signal.SIGKILL, f"{end}: ended with {process.exitcode}"
+            if newest is not None or saved_steps(folder):
+                found = load_latest(folder)
+                assert found is not None, f"{end}: no state of the trainer"
+                assert newest is None or found.state["step"] >= newest, end
+                newest = found.state["step"]
+        assert newest is not None
+
+    return kill
 
 
 @pytest.fixture

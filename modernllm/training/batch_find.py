@@ -6,7 +6,6 @@
 __all__ = ['CGROUP', 'BatchTrial', 'memory_limit', 'BatchSizes', 'largest_size', 'batch_find']
 
 # %% ../../nbs/30_training/batch_find.ipynb #b6a75a0e
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ import torch
 from torch import nn
 
 from ..core.config import InputError, RunFailed
-from ..core.telemetry import peak_memory_mb
+from ..core.telemetry import peak_memory_mb, restart_peak
 from ..models.config import ModernLLMConfig
 from ..models.kernels import MAX_KERNEL_LENGTH
 from ..models.memory import step_memory
-from .allocator import release_freed_memory
+from .allocator import collect_garbage, held_memory
 from .callbacks import Callback
 from .config import TrainConfig, uses_bfloat16
 from .objectives import Objective
@@ -78,19 +77,9 @@ def memory_limit(
 
 def _reset_peak(device: torch.device) -> int:
     "Reset the peak memory; returns the current memory."
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    release_freed_memory()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak to the current memory
-    except OSError:
-        pass
-    import psutil
-
-    return psutil.Process().memory_info().rss
+    collect_garbage(device)
+    restart_peak()
+    return held_memory(device)
 
 
 def _peak(device: torch.device) -> int:

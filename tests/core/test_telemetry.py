@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modernllm.core.config import InputError, RunFailed
-from modernllm.core.telemetry import Ledger, Telemetry
+from modernllm.core.telemetry import Ledger, Telemetry, peak_mb, restart_peak
 
 # A stand-in for a training: 40 steps, a checkpoint (a file) every 5, an evaluation every 10. It resumes from the file.
 TRAINING = """
@@ -221,3 +221,15 @@ def test_each_part_is_measured_by_its_own_operations():
     assert Ledger.of(events).mfu == 0.5 and Ledger.of(events[:2]).mfu == 0.1 and Ledger.of(events).throughput == 100
     other = [step(2, "b", 3)]  # a session that has not measured says nothing
     assert Ledger.of(other).mfu is None and Ledger.of(other).matmul_limit is None
+
+
+def test_a_peak_that_is_counted_anew_stays_in_the_log(tmp_path):
+    log, held = Telemetry(tmp_path), b"x" * 2**27  # 128 MiB
+    before = peak_mb()
+    assert len(held) and before > 128
+    del held
+    restart_peak()
+    if sys.platform == "linux":
+        assert peak_mb() < before - 100
+    log.event("step", step=1)
+    assert Ledger.read(tmp_path).peak_memory_mb >= before - 1

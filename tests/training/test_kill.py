@@ -1,7 +1,6 @@
 """`kill -9` at any moment, run again: the same weights and the same batches, bit for bit."""
 
 import json
-import random
 import signal
 import socket
 import time
@@ -11,8 +10,6 @@ import pytest
 import workers
 
 from modernllm.core.telemetry import Ledger
-
-KILLS = 24
 
 
 def run(processes, *args, **kwargs):
@@ -31,37 +28,25 @@ def batches_seen(log):
     return seen
 
 
-def test_kill_anywhere(processes, tmp_path):
+def test_kill_anywhere(processes, kill_everywhere, tmp_path):
     plain = run(processes, None, tmp_path / "plain.log", tmp_path / "plain.json")  # no checkpoints at all
     plain.join()
     assert plain.exitcode == 0
 
-    chance = random.Random(0)
-    places = ["weights.safetensors", "optimizer.pt", "state.json", "manifest.json", "rename", "removal"]
-    ends = ["evaluation"] * 5 + places + ["moment"] * (KILLS - 5 - len(places))
-    chance.shuffle(ends)
-    log = tmp_path / "killed.log"
-    log.touch()
-    for end in ends:
-        size = log.stat().st_size
-        process = run(processes, tmp_path / "checkpoints", log, tmp_path / "killed.json", pause=0.004,
-                      die_at=None if end == "moment" else end, telemetry=tmp_path)
-        if end == "moment":
-            while process.is_alive() and log.stat().st_size == size:
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.15))
-            process.kill()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL, f"{end}: ended with {process.exitcode}"
+    def start(place):
+        return run(processes, folder, log, tmp_path / "killed.json", pause=0.004, die_at=place, telemetry=tmp_path)
+
+    folder, log = tmp_path / "checkpoints", tmp_path / "killed.log"
+    kill_everywhere(start, folder, log, ["evaluation"] * 4 + ["moment"] * 13, seconds=0.15)
     assert not (tmp_path / "killed.json").exists()
-    last = run(processes, tmp_path / "checkpoints", log, tmp_path / "killed.json", telemetry=tmp_path)
+    last = run(processes, folder, log, tmp_path / "killed.json", telemetry=tmp_path)
     last.join()
 
     killed, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("killed", "plain"))
     assert killed == whole  # weights of model and objective, history, best evaluation, tokens
     assert batches_seen(log) == batches_seen(tmp_path / "plain.log")
     assert len(batches_seen(log)) == 600
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    kept = sorted(path.name for path in folder.iterdir())
     assert len(kept) <= 3 and all(name.startswith("step_") for name in kept)
     ledger = Ledger.read(tmp_path)
     assert ledger.useful_cpu_hours > 0 and ledger.lost_cpu_hours > 0

@@ -1,0 +1,37 @@
+"""Rows of rounds: which part needs the memory, what garbage collection frees, what a log without rounds gives."""
+
+import sys
+
+import pytest
+import torch
+from workers import ShuffledBatches, TinyModel, TinyObjective, config
+
+from modernllm.core.telemetry import Telemetry
+from modernllm.training.allocator import collect_garbage
+from modernllm.training.audit import FIELDS, Audit, audit_line, audit_rows
+from modernllm.training.trainer import Trainer
+
+
+class Circle:
+    def __init__(self, held):
+        self.held, self.itself = held, self
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there memory goes back at once")
+def test_memory_of_evaluation_and_garbage_is_seen(tmp_path):
+    def evaluate(model, objective):
+        Circle(torch.ones(2**24))  # 64 MiB
+        return {"loss": 1.0}
+
+    collect_garbage(torch.device("cpu"))
+    Trainer(TinyModel(), TinyObjective(), ShuffledBatches(), config(max_steps=4, eval_every=2), evaluate=evaluate,
+            callbacks=[Audit()], telemetry=Telemetry(tmp_path)).fit()
+    rows = audit_rows(tmp_path)
+    assert [row["step"] for row in rows] == [2, 4] and all(list(row) == list(FIELDS) for row in rows)
+    assert all(row["eval_peak_mb"] > row["train_peak_mb"] + 50 and row["freed_mb"] > 50 for row in rows)
+    assert audit_line(rows).startswith("rounds: 2; training ")
+
+
+def test_a_log_without_rounds_has_no_rows(tmp_path):
+    Telemetry(tmp_path).event("step", step=1)
+    assert audit_rows(tmp_path) == []
