@@ -68,23 +68,31 @@ def fit_student(
     from modernllm.data.corpus import load_corpus
     from modernllm.distill.student import new_student
     from modernllm.distill.student_training import student_card, train_student
+    from modernllm.distill.ternary_student import ternary_student
     from modernllm.models.sources import load_tokenizer, save_model
-    asked, settings, tokenizer = recipe.asked, recipe.settings, load_tokenizer(recipe.weights)
+    from modernllm.training.audit import Audit, audit_line, audit_rows
+    asked, settings, ternary, callbacks = recipe.asked, recipe.settings, recipe.ternary, [Audit()]
+    tokenizer = load_tokenizer(recipe.weights)
     corpus = load_corpus(asked.data, tokenizer=tokenizer, limit_documents=asked.limit_documents)
     student = new_student(recipe.student or asked.student, recipe.config, tokenizer, context=settings.context,
                           seed=recipe.training.seed)
-    click.echo(f"{recipe.weights.name} from a {recipe.weights.source} teaches a student of {student.num_parameters():,} "
-               f"parameters; {corpus.train.n_tokens:,} tokens to learn from, {corpus.validation.n_tokens:,} for validation")
+    if ternary.bitnet:
+        student, warmup = ternary_student(student, ternary.ternary_warmup_steps, ternary.ternary_keep, ternary.eight_bit_backward)
+        callbacks.append(warmup)
+    click.echo(f"{recipe.weights.name} from a {recipe.weights.source} teaches a {'ternary ' * ternary.bitnet}student of "
+               f"{student.num_parameters():,} parameters; {corpus.train.n_tokens:,} tokens to learn from, "
+               f"{corpus.validation.n_tokens:,} for validation")
     origins = [weights.origin() for weights in (recipe.weights, recipe.student) if weights]
     teacher = teacher_of(recipe, tokenizer, settings.blocks(corpus.train, recipe.training.seed))
     with claim(out, recipe, (corpus.train, corpus.validation), tokenizer, models=origins):
         telemetry = Telemetry(out)
         tuned = train_student(student, teacher, corpus.train, corpus.validation, recipe.loss, settings, recipe.training,
-                              folder=out, telemetry=telemetry)
+                              callbacks=callbacks, folder=out, telemetry=telemetry)
         card = student_card(student, corpus.validation, settings)
         add_to_record(out, metrics=card.to_dict(), conventions=card.conventions(), losses=recipe.loss.to_dict(),
                       signal=teacher.settings.to_dict(), steps=tuned.result.steps, tokens=tuned.result.tokens,
-                      best_step=tuned.best["step"], parameters=student.num_parameters())
+                      best_step=tuned.best["step"], parameters=student.num_parameters(), audit=audit_rows(out))
+        click.echo(audit_line(audit_rows(out)))
         save_trained(out / "model", lambda folder: save_model(folder, student, tokenizer), recipe)
         telemetry.close()
     return tuned, card
@@ -147,6 +155,7 @@ def record(values, teacher, data, out):
     "modernllm distill --teacher smollm2-135m --student 'layers=10 hidden=384' --data wikitext2_raw",
     "modernllm distill --teacher smollm2-135m --student 'layers=10 hidden=384' --data wikitext2_raw --record teacher/",
     "modernllm distill --teacher MODEL --student STUDENT --data my.txt --loss logits=kl,hidden=cosine layers=uniform",
+    "modernllm distill --teacher MODEL --student STUDENT --data my.txt --bitnet ternary_warmup_steps=200",
     "modernllm distill --fields                                 every setting with its default",
 ))
 @takes_settings("modernllm.cli.distill_recipe:distill_fields")
@@ -155,12 +164,16 @@ def record(values, teacher, data, out):
 @DATA
 @click.option("--loss", help="Terms, such as logits=kl,hidden=cosine,attention=kl.  [default: logits=kl]")
 @click.option("--record", help="Folder of a recording of the teacher, made where it is missing.")
+@click.option("--bitnet", is_flag=True, default=None, help="Train a ternary student.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for checkpoints and the model.")
 def distill(values, loss, out, **named):
     """Train a student to say what a teacher says. The same line again continues an interrupted training.
 
     The weights of the evaluation with the lowest loss on validation are kept. With --record the teacher is run once over the
     text, then it is out of memory, and further students of it begin at once.
+
+    With --bitnet the weights of the student's linear layers are rounded to -1, 0 and 1 times a scale, and their inputs to
+    8 bits; the output layer stays. The saved model keeps the weights in full precision, `modernllm export` packs them.
     """
     from modernllm.cli.distill_recipe import make_distill_recipe
     from modernllm.cli.recipe import check_folder
@@ -173,3 +186,5 @@ def distill(values, loss, out, **named):
     for quantity, value, unit, count in card.rows():
         click.echo(f"{quantity:16} {value:12.4f}   over {count:,} {unit}")
     click.echo(f"{card.conventions()}\nmodel in {out / 'model'}; next:\n  modernllm generate {out} 'The function returns'")
+    if recipe.ternary.bitnet:
+        click.echo(f"  modernllm export {out} --to bitnet --weights bf16")

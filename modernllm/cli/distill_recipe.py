@@ -21,12 +21,14 @@ from .recipe import Described, Positive, by_owner
 from ..core.config import Config, InputError
 from ..data.catalogue import resolve
 from ..data.text_files import find_path, project_name
+from ..distill.bitnet_convert import check_trainable
 from ..distill.distillation import Distillation, DistillationSettings
 from ..distill.recording_files import TYPES, open_recording
 from ..distill.signals import SignalSettings, TeacherSignal
 from ..distill.student import check_context, is_shape, student_config
 from ..distill.student_training import StudentSettings
 from ..distill.teachers import TeacherSettings, asked_signal
+from ..distill.ternary_student import TernarySettings
 from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import kind_of, load_config, load_tokenizer
 from ..training.config import TrainConfig
@@ -65,7 +67,7 @@ def _fields(owners: dict[str, type[Config]], usual: dict) -> dict[str, tuple[str
 def distill_fields() -> dict[str, tuple[str, object]]:  # name: (owner, default)
     "Every name that a line of `modernllm distill` understands."
     owners = {"data": DistillConfig, "teacher": TeacherSettings, "loss": DistillationSettings, "student": StudentSettings,
-              "training": TrainConfig}
+              "ternary": TernarySettings, "training": TrainConfig}
     return _fields(owners, StudentSettings().training().to_dict())
 
 
@@ -104,6 +106,7 @@ class DistillRecipe(RecordRecipe):
     student_config: PreTrainedConfig
     loss: DistillationSettings
     settings: StudentSettings
+    ternary: TernarySettings
     training: TrainConfig
 
     @cached_property
@@ -125,6 +128,13 @@ def _read_teacher(name: str) -> tuple[Weights, PreTrainedConfig]:
     if kind_of(config) != "causal":
         raise InputError(f"teacher: {weights.name} is a {kind_of(config)} model; allowed: a causal language model")
     return weights, config
+
+
+def _check_ternary(config: PreTrainedConfig, ternary: TernarySettings) -> None:
+    "`InputError` for a saved student that is quantised, but for a ternary one that is trained as such."
+    check_trainable(SimpleNamespace(config=config))
+    if getattr(config, "quantization_config", None) is not None and not ternary.bitnet:
+        raise InputError("student: the saved model is ternary, and bitnet is false; allowed: --bitnet, or another model")
 
 
 def _signal_of(signal: SignalSettings, config: PreTrainedConfig) -> TeacherSignal:
@@ -155,15 +165,17 @@ def make_distill_recipe(
     _check_named(values, "distill", ("teacher", "student", "data"))
     asked, loss = DistillConfig(**own["data"]), DistillationSettings(**own["loss"])
     settings, teaching = StudentSettings(**own["student"]), TeacherSettings(**own["teacher"])
-    training = settings.training(**own["training"])
+    ternary, training = TernarySettings(**own["ternary"]), settings.training(**own["training"])
     resolve(asked.data)
     weights, config = _read_teacher(asked.teacher)
     student = None if is_shape(asked.student) else find_pretrained(asked.student)
     shape = load_config(student) if student else student_config(asked.student, config, load_tokenizer(weights), settings.context)
+    _check_ternary(shape, ternary)
     for who, one in (("student", shape), ("teacher", config)):
         check_context(who, one, settings.context)
     begun = open_recording(asked.record) if asked.record and (Path(asked.record) / "recording.json").exists() else None
     signal = asked_signal(loss, teaching, shape, config, begun, recorded=bool(asked.record))
     with torch.device("meta"):
         Distillation(SimpleNamespace(config=shape), _signal_of(signal, config), loss.model_copy(update={"whiten": False}))
-    return DistillRecipe(asked, weights, config, signal, dict(values), student, shape, loss, settings, training)
+    return DistillRecipe(asked, weights, config, signal, dict(values), student, shape, loss, settings, ternary,
+                         training)

@@ -79,6 +79,7 @@ def save_packed(
         for part, tensor in packed_layer(layer, linear_class).items():
             state[f"{name}.{part}"] = tensor.to(dtype) if part == "bias" else tensor
     written = copy.copy(model)  # with a configuration of its own
+    written.hf_quantizer = None  # of a model that was read from a folder: `save_pretrained` would let it replace `state`
     written.config = copy.deepcopy(model.config)
     written.config.quantization_config |= {"linear_class": linear_class, "quantization_mode": "offline"}
     written.save_pretrained(folder, state_dict=state)

@@ -10,11 +10,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import modernllm.models.sources as sources
 from modernllm.cli.app import main
 from modernllm.cli.distill_recipe import make_distill_recipe
 from modernllm.data.tokenizers import train_bpe
+from modernllm.distill.bitnet_convert import to_bitnet
+from modernllm.distill.bitnet_pack import save_packed
 from modernllm.distill.recording_files import open_recording
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.sources import load_pretrained, save_model
@@ -45,6 +48,12 @@ def base(tmp_path_factory):
     with torch.no_grad():
         damaged.model.norm.weight[3] = torch.nan
     save_model(folder / "damaged", damaged, tokenizer)
+    gpt2 = GPT2Config(vocab_size=280, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    save_model(folder / "gpt2", GPT2LMHeadModel(gpt2), tokenizer)
+    ternary = to_bitnet(decoder(280))
+    save_model(folder / "ternary", ternary, tokenizer)
+    save_packed(folder / "packed", ternary)
+    tokenizer.save_pretrained(folder / "packed")
     assert main(record(folder, "k=8", "hidden=[3]", "--out", str(folder / "teacher"))) == 0
     return folder
 
@@ -74,6 +83,7 @@ def test_a_student_learns_from_a_recording_while_the_teacher_is_not_loaded(base,
     there = json.loads((tmp_path / "one/model/record.json").read_text())
     assert there["models"][0]["name"] == "big" and there["losses"]["hidden"] == "cosine" and there["signal"]["k"] == 8
     assert there["metrics"]["word_ppl_closed"] > 1 and "stride 16" in there["conventions"] and there["steps"] == 4
+    assert [row["step"] for row in there["audit"]] == [2, 4] and "rounds: 2; training" in said
     assert str(base) not in yaml.safe_dump(yaml.safe_load((tmp_path / "one/recipe.yaml").read_text()))
     before = weights(tmp_path / "one")
     assert main(distil(base, *words)) == 0  # the same line again
@@ -81,9 +91,28 @@ def test_a_student_learns_from_a_recording_while_the_teacher_is_not_loaded(base,
     assert main(distil(base, *words, "seed=1")) == 2 and "seed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, None)])
-def test_interrupted_and_continued_a_student_is_the_same(number, status, base, tmp_path, monkeypatch, capsys):
-    words = ["--loss", "logits=kl,hidden=mse", "projector=ensemble"]
+@pytest.mark.parametrize("student", ["layers=2 hidden=16 heads=2", "gpt2", "ternary"])
+def test_a_ternary_student_is_used_and_packed(student, base, tmp_path, capsys):
+    student, out = student if "=" in student else str(base / student), tmp_path / "one"
+    words = ["--bitnet", "ternary_warmup_steps=3", "eight_bit_backward=true", "--out", str(out)]
+    assert main(distil(base, *words, student=student)) == 0
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if "export" in line).split()
+    assert line == ["modernllm", "export", str(out), "--to", "bitnet", "--weights", "bf16"] and "a ternary student" in said
+    assert main(["generate", str(out), "A line", "--max-new-tokens", "3", "--temperature", "0"]) == 0
+    assert main([*line[1:-1], "f32", "--out", str(tmp_path / "packed")]) == 0
+    trained, _ = load_pretrained(out)
+    ids = torch.arange(12)[None]
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        packed = AutoModelForCausalLM.from_pretrained(tmp_path / "packed").eval()
+        torch.testing.assert_close(packed(ids).logits, trained(ids).logits, atol=1e-4, rtol=1e-4)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "packed/model.safetensors").values()} == {torch.uint8, torch.float32}
+
+
+@pytest.mark.parametrize("number, status, more", [(signal.SIGINT, 130, []), (signal.SIGTERM, None, []),
+                                                  (signal.SIGINT, 130, ["--bitnet", "ternary_warmup_steps=4"])])
+def test_interrupted_and_continued_a_student_is_the_same(number, status, more, base, tmp_path, monkeypatch, capsys):
+    words = ["--loss", "logits=kl,hidden=mse", "projector=ensemble", *more]
     assert main(distil(base, *words, "--out", str(tmp_path / "whole"))) == 0
     step_end = callbacks.ProgressBar.step_end
 
@@ -151,10 +180,16 @@ def refused(capsys, line):
     ({"quick": ["context=64"]}, ["context is 64", "teacher", "32"]),
     ({"teacher": "damaged"}, ["teacher", "model.norm.weight", "not finite"]),
     ({"teacher": "nowhere"}, ["nowhere"]),
+    ({"words": ["ternary_keep=[o_proj]"]}, ["ternary_keep", "bitnet is false", "allowed"]),
+    ({"words": ["--bitnet", "ternary_warmup_steps=-1"]}, ["ternary_warmup_steps is -1"]),
+    ({"words": ["--bitnet", "ternary_keep=[o_pro]"]}, ["no linear layer is called 'o_pro'", "o_proj"]),
+    ({"words": ["--bitnet"], "student": "layers=1 hidden=16 heads=2 attention_sinks=true"}, ["Llama", "attention_sinks=True"]),
+    ({"student": "ternary"}, ["student", "ternary", "allowed: --bitnet"]),
+    ({"student": "packed", "words": ["--bitnet"]}, ["packed ternary weights", "allowed: the folder that training left"]),
 ])
 def test_what_does_not_fit_is_told_in_one_line(words, said, base, tmp_path, capsys):
     words = dict(words)
-    if words.get("student") == "foreign":
+    if "=" not in words.get("student", "="):
         words["student"] = str(base / words["student"])
     more = words.pop("words", [])
     err = refused(capsys, distil(base, *more, "--out", str(tmp_path / "out"), **words))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from modernllm.core.telemetry import Telemetry
 from modernllm.data.corpus import TokenSplit
 from modernllm.data.tokenizers import SMALLEST, train_bpe
 from modernllm.distill import student_training
@@ -14,8 +15,10 @@ from modernllm.distill.distillation import DistillationSettings
 from modernllm.distill.student import new_student
 from modernllm.distill.student_training import StudentSettings, train_student
 from modernllm.distill.teachers import TeacherSettings, asked_signal, recorded_teacher
+from modernllm.distill.ternary_student import ternary_student
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
+from modernllm.training.audit import Audit
 from modernllm.training.callbacks import Callback
 
 TEACHER = ModernLLMConfig(vocab_size=SMALLEST, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3,
@@ -70,7 +73,7 @@ class Noted(Callback):
 
 
 def distil(recording, folder, log, result, die_at=None):
-    "One session of a distillation from a recording that is there; writes `result` when it reaches the end."
+    "One session of a ternary student's distillation from a recording that is there; writes `result` when it reaches the end."
     from workers import die, die_inside_checkpoint
 
     torch.set_num_threads(1)
@@ -89,6 +92,8 @@ def distil(recording, folder, log, result, die_at=None):
     student_training.prefix_loss = prefix_loss
     train = split("train", 400, 0)
     config = SETTINGS.training(max_steps=24, eval_every=5, checkpoint_every_steps=3, log_every=1, precision="fp32", trackers=[])
-    train_student(student(), signals(recording, None, train), train, split("validation", 60, 1), LOSS, SETTINGS, config,
-                  callbacks=[Noted(log, result)], folder=folder)
+    learner, warmup = ternary_student(student(), 12, eight_bit_backward=True)
+    callbacks, telemetry = [Audit(), warmup, Noted(log, result)], Telemetry(folder)
+    train_student(learner, signals(recording, None, train), train, split("validation", 60, 1), LOSS, SETTINGS, config,
+                  callbacks=callbacks, folder=folder, telemetry=telemetry)
     os._exit(0)

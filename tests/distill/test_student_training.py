@@ -1,9 +1,6 @@
 """A student in training: interrupted anywhere, from the teacher or a recording of it, and what cannot be trained."""
 
 import json
-import random
-import signal
-import time
 
 import pytest
 import student_worker as worker
@@ -17,9 +14,11 @@ from modernllm.distill.signals import OnlineTeacher, SignalSettings
 from modernllm.distill.student_training import StudentSettings, student_card, teacher_whitening, train_student
 from modernllm.distill.teachers import TeacherSettings, asked_signal, recorded_teacher
 from modernllm.distill.whitening import layer_states, whitening_statistics
-from modernllm.training.checkpoint import load_latest, saved_steps
+from modernllm.evaluation.perplexity import prefix_loss
+from modernllm.experiments.finetuning import finetune
+from modernllm.training.audit import audit_rows
+from modernllm.training.objectives import LanguageModelling
 
-PLACES = ["weights.safetensors", "optimizer.pt", "state.json", "manifest.json", "rename", "removal"]
 ORIGIN = {"name": "teacher", "sha256": "a" * 64}
 
 
@@ -31,7 +30,9 @@ def recorded(tmp_path_factory):
     return folder
 
 
-def test_killed_anywhere_a_distillation_ends_in_the_same_weights_and_projectors(processes, recorded, tmp_path):
+def test_killed_anywhere_a_ternary_distillation_ends_in_the_same_weights_and_projectors(
+    processes, kill_everywhere, recorded, tmp_path
+):
     def run(name, die_at=None):
         process = processes.Process(target=worker.distil, args=(recorded, tmp_path / name, tmp_path / f"{name}.log",
                                                                 tmp_path / f"{name}.json", die_at))
@@ -41,28 +42,17 @@ def test_killed_anywhere_a_distillation_ends_in_the_same_weights_and_projectors(
     plain = run("plain")
     plain.join(60)
     assert plain.exitcode == 0
-    chance, log, newest = random.Random(0), tmp_path / "killed.log", 0
-    log.touch()
-    ends = ["evaluation", *PLACES, "moment", "moment", "moment"]
-    chance.shuffle(ends)
-    for end in ends:
-        size, process = log.stat().st_size, run("killed", None if end == "moment" else end)
-        if end == "moment":
-            while process.is_alive() and log.stat().st_size == size:
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.02))
-            process.kill()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL, f"{end}: ended with {process.exitcode}"
-        steps = saved_steps(tmp_path / "killed")
-        if steps or newest:  # a state is there from the first checkpoint on, and never an older one
-            newest, before = load_latest(tmp_path / "killed").state["step"], newest
-            assert newest >= before, end
+    folder, log = tmp_path / "killed", tmp_path / "killed.log"
+    kill_everywhere(lambda place: run("killed", place), folder, log, ["moment"] * 3, seconds=0.02)
     last = run("killed")
     last.join(60)
     assert last.exitcode == 0
     killed, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("killed", "plain"))
     assert killed == whole and len(whole["history"]["train"]) == 24
+    rounds = audit_rows(folder)
+    assert [row["step"] for row in rounds] == [5, 10, 15, 20, 24]
+    assert all(row["train_seconds"] > 0 < row["eval_seconds"] for row in rounds)
+    assert all(row["train_peak_mb"] > 50 < row["eval_peak_mb"] for row in rounds)
 
 
 def test_the_recording_teaches_what_the_teacher_does(tmp_path):
@@ -91,6 +81,19 @@ def test_the_best_weights_are_scored_on_all_of_validation(tmp_path):
     assert tuned.best["loss"] == min(row["loss"] for row in rows) != rows[-1]["loss"]
     card = student_card(tuned.model, validation, worker.SETTINGS)
     assert card.loss == pytest.approx(tuned.best["loss"]) and card.tokens == 59 and card.words == 60
+
+
+def test_without_a_teacher_the_same_blocks_train_the_same_student():
+    train, validation = worker.split("train", 400, 0), worker.split("validation", 60, 1)
+    evaluate = prefix_loss(validation, context=16, max_tokens=60)
+    config = worker.SETTINGS.training(max_steps=6, precision="fp32", log_every=1)
+    tuned = finetune(worker.student(), LanguageModelling(), worker.SETTINGS.blocks(train, 0), evaluate, config)
+    loss = DistillationSettings(logits_weight=1e-30, target_weight=1)
+    asked = asked_signal(loss, TeacherSettings(), worker.student().config, worker.TEACHER)
+    teacher = OnlineTeacher(worker.teacher_model(), asked)
+    taught = train_student(worker.student(), teacher, train, validation, loss, worker.SETTINGS, config)
+    alone, beside = ([row["loss"] for row in found.result.history["train"]] for found in (tuned, taught))
+    assert alone == pytest.approx(beside, rel=1e-5) and len(set(alone)) == 6
 
 
 def test_whitening_is_read_from_the_recording_or_estimated_from_many_states(recorded):
