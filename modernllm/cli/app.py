@@ -86,6 +86,7 @@ def takes_settings(
         "solve": "modernllm.cli.solve:solve",
         "serve": "modernllm.cli.serve:serve",
         "runs": "modernllm.cli.runs:runs",
+        "card": "modernllm.cli.card:card",
         "export": "modernllm.cli.export:export",
         "lr-find": "modernllm.cli.tune:lr_find",
         "batch-find": "modernllm.cli.tune:batch_find",

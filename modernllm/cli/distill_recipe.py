@@ -30,7 +30,7 @@ from ..distill.student_training import StudentSettings
 from ..distill.teachers import TeacherSettings, asked_signal
 from ..distill.ternary_student import TernarySettings
 from ..models.pretrained import Weights, find_pretrained
-from ..models.sources import kind_of, load_config, load_tokenizer
+from ..models.sources import find_config, kind_of, load_config, load_tokenizer
 from ..training.config import TrainConfig
 
 # %% ../../nbs/70_cli/distill_recipe.ipynb #eea70fb8
@@ -81,7 +81,7 @@ class RecordRecipe(Described):
     "Everything that decides what `modernllm record-teacher` makes."
 
     asked: Config  # with `teacher` and `data`
-    weights: Weights  # of the teacher
+    weights: Weights | None  # of the teacher; None: a dry run
     config: PreTrainedConfig  # of the teacher
     signal: SignalSettings
     given: dict  # the values as they were given
@@ -102,7 +102,7 @@ class RecordRecipe(Described):
 class DistillRecipe(RecordRecipe):
     "Everything that decides what `modernllm distill` makes."
 
-    student: Weights | None  # None: a new one
+    student: Weights | None  # None: a new one, or a dry run
     student_config: PreTrainedConfig
     loss: DistillationSettings
     settings: StudentSettings
@@ -113,7 +113,7 @@ class DistillRecipe(RecordRecipe):
     def contents(self) -> dict[str, str]:  # and of a saved student's weights
         return super().contents | ({"student": self.student.sha256} if self.student else {})
 
-
+# %% ../../nbs/70_cli/distill_recipe.ipynb #b8f807ce
 def _check_named(values: dict[str, Any], command: str, needed: tuple[str, ...]) -> None:
     "`InputError` for a line that does not say the most important things."
     if missing := [name for name in needed if name not in values]:
@@ -121,12 +121,12 @@ def _check_named(values: dict[str, Any], command: str, needed: tuple[str, ...]) 
         raise InputError(f"{missing[0]} is missing: modernllm {command} {line} (see `modernllm {command} --help`)")
 
 
-def _read_teacher(name: str) -> tuple[Weights, PreTrainedConfig]:
-    "The teacher that a line names, as far as it is read by now."
-    weights = find_pretrained(name)
-    config = load_config(weights)
+def _read_teacher(name: str, dry: bool = False) -> tuple[Weights | None, PreTrainedConfig]:
+    "The teacher that a line names, as far as it is read by now; `dry`: its configuration alone."
+    weights = None if dry else find_pretrained(name)
+    config = find_config(name) if dry else load_config(weights)
     if kind_of(config) != "causal":
-        raise InputError(f"teacher: {weights.name} is a {kind_of(config)} model; allowed: a causal language model")
+        raise InputError(f"teacher: {name} is a {kind_of(config)} model; allowed: a causal language model")
     return weights, config
 
 
@@ -159,6 +159,7 @@ def make_record_recipe(
 
 def make_distill_recipe(
     values: dict,  # name: value
+    dry: bool = False,  # configurations of teacher and student are enough: their weights need not be here
 ) -> DistillRecipe:
     "Give each value to its owner and let the owner check it; then whether student, teacher and losses fit."
     own = by_owner(values, distill_fields(), "distill")
@@ -167,9 +168,12 @@ def make_distill_recipe(
     settings, teaching = StudentSettings(**own["student"]), TeacherSettings(**own["teacher"])
     ternary, training = TernarySettings(**own["ternary"]), settings.training(**own["training"])
     resolve(asked.data)
-    weights, config = _read_teacher(asked.teacher)
-    student = None if is_shape(asked.student) else find_pretrained(asked.student)
-    shape = load_config(student) if student else student_config(asked.student, config, load_tokenizer(weights), settings.context)
+    weights, config = _read_teacher(asked.teacher, dry)
+    student = None if dry or is_shape(asked.student) else find_pretrained(asked.student)
+    if is_shape(asked.student):
+        shape = student_config(asked.student, config, None if dry else load_tokenizer(weights), settings.context)
+    else:
+        shape = find_config(asked.student) if dry else load_config(student)
     _check_ternary(shape, ternary)
     for who, one in (("student", shape), ("teacher", config)):
         check_context(who, one, settings.context)

@@ -59,11 +59,11 @@ def shape_fields(
 def student_config(
     shape: str,
     teacher: PreTrainedConfig,  # its vocabulary
-    tokenizer: PreTrainedTokenizerBase,  # the teacher's
+    tokenizer: PreTrainedTokenizerBase | None,  # the teacher's; None: special tokens stay open
     context: int,  # tokens of a row
 ) -> ModernLLMConfig:
     "The configuration of a new student."
-    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos")}
     fields = shape_fields(shape)
     try:
         return ModernLLMConfig.checked(vocab_size=teacher.get_text_config().vocab_size, max_position_embeddings=context, **ids,

