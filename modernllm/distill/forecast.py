@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIB', 'GIB', 'CARDS', 'SHARES', 'STEPS', 'Machine', 'find_machine', 'on_meta', 'equal_decoder', 'distillation_memory',
-           'shape_parameters', 'Forecast', 'forecast']
+           'Forecast', 'forecast']
 
 # %% ../../nbs/53_distill/forecast.ipynb #ea66faa9
 from dataclasses import dataclass
@@ -120,20 +120,15 @@ def distillation_memory(
     states = layers + 1 if any(layer < layers for layer in signal.hidden) else 1
     maps = len(signal.attentions) * rows * other.num_attention_heads * context**2
     block = min(n, LOSS_ROWS[kind][1])
-    weights = sum(p.numel() for p in teacher.parameters())
+    weights = teacher.num_parameters()
     forward = n * (12 * width + 6 * other.intermediate_size) + 2 * width * max(other.intermediate_size, width)
-    before = 16 * shape_parameters(student) + forward
+    before = 16 * student.num_parameters() + forward
     return parts | {
         "the teacher's weights": 4 * weights,
         "what it hands over": 4 * (n * width * states + maps),
         "its head": other.vocab_size * (2 * width + 12 * block) * (signal.logits != "none"),
         "its forward pass, where it needs more than the step": max(0, before - step["peak"]),
     }
-
-
-def shape_parameters(model: nn.Module) -> int:
-    "Number of parameters."
-    return sum(p.numel() for p in model.parameters())
 
 # %% ../../nbs/53_distill/forecast.ipynb #6ffe83d8
 class _Planned(TeacherSignal):
@@ -175,13 +170,13 @@ class Forecast:
         here, (share, study), (each, once) = self.machine, SHARES[self.machine.kind], self.flops
         parts = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in self.memory.items() if size)
         fits = "" if self.peak <= here.memory else "; this does not fit: a smaller batch_size, context or student, or --record"
-        recorded = f" and {once / 1e9:,.2f} once for the recording" * bool(once)
+        passes = "forward and backward pass of the student" + ", forward pass of the teacher" * (not once)
+        recorded = f", and {once / 1e9:,.2f} for the recording, of which further epochs and students need none" * bool(once)
         return [
             f"student: {self.parameters[0]:,} parameters; teacher: {self.parameters[1]:,}",
             f"memory: {self.peak / MIB:,.0f} MiB at most, of {here.memory / MIB:,.0f} MiB of {here.name}: {parts}; from the "
             f"configurations, for bfloat16 and AdamW, beside what Python and its libraries hold{fits}",
-            f"work: {each / 1e9:,.2f} GFLOP a token (forward and backward pass of the student, forward pass of the teacher)"
-            f"{recorded}, {self.tokens:,} tokens: {self.note}",
+            f"work: {each / 1e9:,.2f} GFLOP a token ({passes}){recorded}; {self.tokens:,} tokens: {self.note}",
             f"time: {self.hours:,.2f} hours, at {share:.0%} of {here.rate / 1e12:,.2f} TFLOP/s {here.origin}; that share is as "
             f"in the records of the study {study}; evaluations, reading and writing come on top",
             f"cost: {self.usd:,.2f} USD, at {here.price}",
@@ -218,5 +213,5 @@ def forecast(
         note = f"{STEPS:,} steps, as an epoch is counted when the text is read; allowed: max_steps=… or max_tokens=…"
     projectors = nn.ModuleList(part for name, part in objective.named_children() if name != "teacher")
     memory = distillation_memory(learner, None if recorded else model, signal, projectors, rows, context, machine.kind)
-    return Forecast(machine, (shape_parameters(learner), shape_parameters(model)), memory,
+    return Forecast(machine, (learner.num_parameters(), model.num_parameters()), memory,
                     (each - once, once) if recorded else (each, 0.0), tokens, note)

@@ -17,7 +17,7 @@ from ..core.records import DataRead, ModelRead
 from ..data.catalogue import CATALOGUE
 from ..evaluation.perplexity import PerplexityCard
 from ..models.hub_upload import push_model
-from ..models.pretrained import PRETRAINED, model_folder
+from ..models.pretrained import PRETRAINED, PretrainedModel, model_folder
 from .licences import LICENCES, licence_warnings
 from .model_card import CONVENTIONS, bullets, data_table, table
 from .text import code, escape, number, plain
@@ -35,6 +35,11 @@ class Trained:
     @property
     def teacher(self) -> ModelRead:
         return ModelRead(**self.record["models"][0])
+
+    @property
+    def known_teacher(self) -> PretrainedModel | None:  # not a folder of somebody's own with the name of one
+        known = PRETRAINED.get(self.teacher.name)
+        return known if known and known.licence == self.teacher.licence else None
 
     @property
     def perplexity(self) -> PerplexityCard:
@@ -74,8 +79,8 @@ def metadata(
     known = CATALOGUE.get(data["name"])
     results = [EvalResult(task_type="text-generation", dataset_type=known.hub if known and known.hub else data["name"],
                           dataset_name=data["name"], dataset_split=data["split"], metric_type=name, metric_value=value,
-                          metric_name=f"{name}, per {unit}") for name, value, unit, _ in trained.perplexity.rows()]
-    teacher, own = PRETRAINED.get(trained.teacher.name), trained.config.get("model_type") == "modernllm"
+                          metric_name=f"{name}, over {count:,} {unit}") for name, value, unit, count in trained.perplexity.rows()]
+    teacher, own = trained.known_teacher, trained.config.get("model_type") == "modernllm"
     return ModelCardData(
         license=LICENCES[licence].hub, library_name="modernllm" if own else "transformers", pipeline_tag="text-generation",
         base_model=teacher.hub if teacher else None, datasets=[known.hub] if known and known.hub else None,
@@ -106,7 +111,7 @@ def distillation_card(
 ) -> str:  # README.md, with metadata
     "The model card of a student."
     record, teacher = trained.record, trained.teacher
-    chosen, known = LICENCES[licence], PRETRAINED.get(teacher.name)
+    chosen, known = LICENCES[licence], trained.known_teacher
     results = table(["metric", "value", "over"], [[code(name), number(value), f"{number(count)} {unit}"]
                                                   for name, value, unit, count in trained.perplexity.rows()])
     counted = [f"{code(name)}: {words}" for name, words in CONVENTIONS.items() if name in record["metrics"]]

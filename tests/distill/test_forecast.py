@@ -10,7 +10,7 @@ from transformers import GPT2Config, LlamaConfig, MixtralConfig
 from modernllm.core.config import InputError
 from modernllm.distill import forecast as forecasts
 from modernllm.distill.distillation import DistillationSettings
-from modernllm.distill.forecast import CARDS, equal_decoder, find_machine, forecast, on_meta, shape_parameters
+from modernllm.distill.forecast import CARDS, equal_decoder, find_machine, forecast, on_meta
 from modernllm.distill.student_training import StudentSettings
 from modernllm.models.budget import forward_flops, mean_keys, training_flops
 from modernllm.models.config import ModernLLMConfig
@@ -74,6 +74,7 @@ def test_operations_time_and_price_are_those_of_the_parts(monkeypatch):
     hours = 1e9 * by_hand / (0.2 * CARDS["l4"][2]) / 3600
     assert told.hours == pytest.approx(hours) and told.usd == pytest.approx(3 * hours)
     kept = of(student, teacher, {"max_tokens": 10**9}, recorded=True)
+    assert "for the recording" in kept.lines()[2] and "pass of the teacher" not in kept.lines()[2]
     assert kept.peak < told.peak and sum(kept.flops) == pytest.approx(by_hand) and kept.flops[1] > 0
     assert of(student, teacher, {"max_steps": 7, "accumulation": 2}).tokens == 7 * 2 * 8 * 128
     assert "allowed: max_steps" in of(student, teacher, {"max_epochs": 1}).lines()[2]
@@ -86,9 +87,9 @@ GROUPED = {"hidden_size": 128, "intermediate_size": 300, "num_hidden_layers": 2,
 @pytest.mark.parametrize("config", [GPT2Config(n_layer=2), LlamaConfig(**GROUPED, num_key_value_heads=2)])
 def test_a_decoder_of_equal_size_stands_for_another_class(config):
     model = on_meta(config)
-    ours = shape_parameters(on_meta(equal_decoder(model)))
+    ours = on_meta(equal_decoder(model)).num_parameters()
     positions = getattr(config, "n_positions", 0) * config.hidden_size  # a table that ours have not
-    assert ours == pytest.approx(shape_parameters(model) - positions, rel=0.01)
+    assert ours == pytest.approx(model.num_parameters() - positions, rel=0.01)
 
 
 def test_what_cannot_be_forecast(monkeypatch):
