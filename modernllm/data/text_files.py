@@ -106,7 +106,7 @@ def jsonl_rows(
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{path}:{number}: is not JSON: {error}") from None
+            raise InputError(f"{path}:{number}: is not JSON: {getattr(error, 'msg', error)}") from None
         if not isinstance(row, dict):
             example = ", ".join(f'"{column}": "…"' for column in columns)
             raise InputError(f"{path}:{number}: is a {type(row).__name__}; allowed: an object such as {{{example}}}")

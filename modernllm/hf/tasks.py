@@ -101,7 +101,8 @@ def own_task(
     "A file of rows as a task."
     path = find_path(str(data))
     if path is None or not path.is_file():
-        raise InputError(f"data={data}: there is no such file; allowed: a .jsonl file")
+        what = "is a folder" if path else "there is no such file"
+        raise InputError(f"data={data}: {what}; allowed: a .jsonl file")
     lines = list(jsonl_rows(path, [input, target], "; name them as input=COLUMN target=COLUMN"))
     for number, row in lines:
         for column in (input, target):

@@ -80,11 +80,13 @@ def test_a_file_that_cannot_be_used_is_named_with_its_line(file, rows, given, wo
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 
-def test_unknown_names(file):
+def test_unknown_names(file, tmp_path):
     with pytest.raises(InputError, match="did you mean 'sst2'"):
         find_task("sst")
     with pytest.raises(InputError, match="there is no such file"):
         own_task("nowhere.jsonl")
+    with pytest.raises(InputError, match="is a folder"):
+        own_task(tmp_path)
     with pytest.raises(InputError, match="split"):
         read_task(own_task(file(*rows_of(20)), "text", "label"), "test")
 
