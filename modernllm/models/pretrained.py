@@ -193,14 +193,15 @@ def find_pretrained(
                          f"org/name, or one of {', '.join(PRETRAINED)}")
     places = [lambda: _from_hub(name, model.hub if model else name, model.licence if model else "not stated")]
     places += [lambda: _from_wheel(model)] if model and model.wheel else []
-    tried = ["MODERNLLM_MODELS is not set" if settings().models is None else f"{settings().models} does not hold it"]
+    own = settings().models
+    tried = [f"folder: there is no {name} here" + (f" or in {own}" if own else ", and MODERNLLM_MODELS names no other place")]
     for place in places:
         found, problem = place()
         if found:
             return found
         tried.append(problem)
-    hub = model.hub if model else name
-    raise NoWeights(f"model '{name}' cannot be had. Tried {'; '.join(tried)}. It is at https://huggingface.co/{hub}")
+    where = f"It is at https://huggingface.co/{model.hub}" if model else "Allowed: a folder that is there, or a model of the hub"
+    raise NoWeights(f"model '{name}' cannot be had. Tried {'; '.join(tried)}. {where}")
 
 # %% ../../nbs/20_models/pretrained.ipynb #58b69c35
 def place_of(

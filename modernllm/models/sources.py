@@ -128,6 +128,8 @@ def load_pretrained(
     level = logging.get_verbosity()
     try:
         folder = _converted(weights) if weights.gguf else weights.folder
+        if kind != "classification" and (other := kind_of(load_config(weights))) != kind:
+            raise InputError(f"{name} is a {other} model; allowed: kind={other}, or a {kind} model")
         if kind == "classification":
             logging.set_verbosity_error()  # that the head is new is no news
         settled = {"local_files_only": True, "dtype": "float32", "output_loading_info": True}

@@ -168,4 +168,4 @@ def test_bad_folders(save, capsys, tmp_path):
     assert "of type 'llama'" in refused(capsys, full)
     config = json.loads((full / "config.json").read_text())
     (full / "config.json").write_text(json.dumps(config | {"model_type": "nobody"}))
-    assert "cannot be loaded as a language model" in refused(capsys, full)
+    assert "cannot be loaded as a model" in refused(capsys, full)
