@@ -40,7 +40,8 @@ def test_what_is_no_model_is_refused_in_one_line(tokenizer, tmp_path):
     with pytest.raises(InputError, match="has no config.json"):
         load_pretrained(tmp_path)
     save_model(tmp_path, MODELS["causal"](), with_tokens(tokenizer, ["<|task|>"]))
-    wrong = {"causal": "271 tokens, the model 270", "caual": "did you mean 'causal'", "seq2seq": "is a causal model; allowed: kind=causal"}
+    wrong = {"causal": "271 tokens, the model 270", "caual": "did you mean 'causal'",
+             "seq2seq": "is a causal model; allowed: kind=causal"}  # fmt: skip
     for kind, said in wrong.items():
         with pytest.raises(InputError, match=said) as caught:
             load_pretrained(tmp_path, kind)
