@@ -82,7 +82,7 @@ def restart_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # see `man 5 proc`
 
 # %% ../../nbs/00_core/telemetry.ipynb #ade98d96
-KINDS = ("start", "limit", "step", "eval", "audit", "checkpoint", "resume", "stop")
+KINDS = ("start", "limit", "compile", "step", "eval", "audit", "checkpoint", "resume", "stop")
 
 
 def _json_value(value):

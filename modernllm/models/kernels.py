@@ -52,7 +52,10 @@ def dropout_factors(
 ) -> Tensor:  # 0 with probability p, else 1 / (1 - p)
     "Dropout mask, scaled (Srivastava et al. 2014), on the CPU."
     size = torch.Size(shape).numel()
-    draws = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)  # None: up to the largest number
+    if torch.compiler.is_compiling():  # the same draws, by operations that a traced graph may hold
+        draws = torch.randint(-(2**63), 2**63 - 1, (-(-size // 4),)) ^ -(2**63)
+    else:
+        draws = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)  # None: up to the largest number
     keep = draws.view(torch.int16)[:size].view(shape) >= round(p * 65536) - 32768
     return keep.to(dtype).mul_(1 / (1 - p))
 

@@ -156,7 +156,7 @@ def batch_find(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     limit, held = limit or memory_limit(device), _reset_peak(device)
     length = {"max_steps": steps, "max_tokens": None, "max_epochs": None}
-    own = {**length, "log_every": 1, "checkpoint_every_minutes": 0}
+    own = {**length, "log_every": 1, "checkpoint_every_minutes": 0, "compile": "off"}
     config, tried = TrainConfig(**{**settings, **own}), []
     shape, context = getattr(make_model(), "config", None), make_batches(1)[0]["input_ids"].shape[1]
     known = device.type == "cpu" and isinstance(shape, ModernLLMConfig) and uses_bfloat16(config.precision, device)

@@ -81,7 +81,7 @@ def lr_find(
     if not 0 < lowest < highest < np.inf or steps < 20:
         raise InputError(f"lr_find: needs 0 < lowest < highest < inf and at least 20 steps, not {lowest}, {highest} and {steps}")
     length = {"max_steps": steps, "max_tokens": None, "max_epochs": None}
-    own = {**length, "learning_rate": highest, "lowest": lowest, "checkpoint_every_minutes": 0}
+    own = {**length, "learning_rate": highest, "lowest": lowest, "checkpoint_every_minutes": 0, "compile": "off"}
     found = _Losses()
     try:
         Trainer(make_model(), objective, batches, RangeTestConfig(**{**settings, **own}), callbacks=[found, *callbacks]).fit()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['processes', 'make_accelerator', 'is_sharded', 'full_tensor', 'gather_to_cpu', 'distribute_like',
-           'load_optimizer_state', 'apply_fsdp', 'check_sharded', 'unsharded', 'copy_weights_back',
+           'load_optimizer_state', 'apply_fsdp', 'repeated_layers', 'check_sharded', 'unsharded', 'copy_weights_back',
            'broadcast_from_main', 'check_same_step']
 
 # %% ../../nbs/30_training/parallel.ipynb #831927e8
@@ -116,13 +116,15 @@ def apply_fsdp(
         torch.distributed.broadcast(first, 0)
         tensor.detach().copy_(first)
     mesh = init_device_mesh(device.type, (processes().num_processes,))
-    for part in [*_layers(shares), shares]:
+    for part in [*repeated_layers(shares), shares]:
         fully_shard(part, mesh=mesh)
     check_sharded(shares)
     return shares
 
 
-def _layers(module: nn.Module) -> list[nn.Module]:
+def repeated_layers(
+    module: nn.Module,
+) -> list[nn.Module]:  # in order; [] where none are named
     "Layers of a Hugging Face model, by its `_no_split_modules`."
     names = {name for m in module.modules() for name in getattr(m, "_no_split_modules", None) or ()}
     return [m for m in module.modules() if type(m).__name__ in names]

@@ -27,6 +27,7 @@ from . import checkpoint as checkpoints
 from .allocator import keep_freed_memory
 from .callbacks import Callback, EarlyStop, ProgressBar
 from .checkpoint import Checkpoint
+from .compiling import compile_training
 from .config import TrainConfig, used_trackers, uses_bfloat16
 from .data_order import DataOrder, data_position, epoch_length
 from .guard import roll_back
@@ -76,6 +77,7 @@ class Trainer:
         self.step, self.stopped, self._saved_at = 0, None, time.monotonic()
         self._unread: list[StepLosses] = []  # steps whose losses are still on the device
         self._rollback: tuple | None = None  # arguments of a pending `roll_back`
+        self._compiled_before: bool | None = None  # of the checkpoint that it resumed from
 
     # Of a sharded run (FSDP) these are its own copies until `fit` ends.
     model = property(lambda self: self._update.step.model, doc="The model, without wrappers.")
@@ -170,7 +172,8 @@ def state(self: Trainer) -> Checkpoint:
     "Complete state of the run, not copied. All processes must call it; the main one gets full tensors."
     self._read_losses()
     values = {"step": self.step, "stopped": self.stopped, **self._history.state_dict(), "skips": self.data.skips,
-              "config": self.config.to_dict(), "processes": self.accelerator.num_processes,
+              "config": self.config.to_dict(), "compiled": self._update.compiled is not None,
+              "processes": self.accelerator.num_processes,
               "callbacks": [callback.state_dict() for callback in self.callbacks],
               "memories": stateful_callbacks(self.callbacks), "identity": self.identity}
     if self.data.last:
@@ -195,6 +198,7 @@ def load_state(self: Trainer, checkpoint: Checkpoint) -> None:
     self.step, self.stopped = checkpoint.state["step"], checkpoint.state["stopped"]
     self._history.load_state_dict(checkpoint.state)
     self.data.skips = checkpoint.state.get("skips", [])
+    self._compiled_before = checkpoint.state.get("compiled", False)
     restore_callbacks(self.callbacks, checkpoint.state, checkpoint.tensors)
     self._unread, self._rollback = [], None
     self._saved_at = time.monotonic()
@@ -266,9 +270,12 @@ def fit(self: Trainer) -> TrainResult:
     self._resume()
     if self.telemetry and not self.stopped:
         log_matmul_limit(self)
+    self._update.step.train()
+    if not self.stopped:
+        with deterministic(self.config.deterministic):
+            self._update.compiled = compile_training(self, self._compiled_before)
     self.log.start(self.config, self.tokens)
     self._saved_at = time.monotonic()
-    self._update.step.train()
     self._call("fit_start")
     with DeferSignals() as deferred, deterministic(self.config.deterministic):
         try:

@@ -6,8 +6,8 @@
 __all__ = ['TrainStep', 'accumulate', 'normalise_gradients', 'StepLosses', 'Update']
 
 # %% ../../nbs/30_training/update.ipynb #c3a4a81c
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from ..core.seeding import seed_everything, step_seed
+from .compiling import CompiledLayers
 from .config import TrainConfig
 from .muon import muon
 from .objectives import LossOutput, Objective
@@ -42,12 +43,14 @@ def accumulate(
     batches: Iterable[dict],  # micro-batches, read one at a time
     count: int,  # of them
     accelerator: Accelerator,
+    running: Callable[[dict], AbstractContextManager] = nullcontext,  # how a micro-batch is run, see `compiling`
 ) -> tuple[list[str], Tensor]:  # names of the metrics; per micro-batch: loss, weight, metrics
     "Add up the gradients of the micro-batches."
     names, parts = [], []
     for number, batch in enumerate(batches, 1):
-        with nullcontext() if number == count else accelerator.no_sync(module):
-            out = module(send_to_device(batch, accelerator.device))
+        batch = send_to_device(batch, accelerator.device)
+        with nullcontext() if number == count else accelerator.no_sync(module), running(batch):
+            out = module(batch)
             out.total.backward()
         names = list(out.metrics)
         parts.append(torch.stack([torch.as_tensor(v, dtype=torch.float32, device=accelerator.device).detach()
@@ -94,6 +97,7 @@ class Update:
                          betas=(config.beta1, config.beta2), eps=config.eps)
         self._wrapped = accelerator.prepare_model(self.step, evaluation_mode=self.step is not step)  # by DDP
         self.optimizer = accelerator.prepare(optimizer)
+        self.compiled: CompiledLayers | None = None  # None: eager
 
     def __call__(
         self,
@@ -105,7 +109,8 @@ class Update:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         seed_everything(step_seed(config.seed, number) + accelerator.process_index)
-        names, parts = accumulate(self._wrapped, batches, config.accumulation, accelerator)
+        names, parts = accumulate(self._wrapped, batches, config.accumulation, accelerator,
+                                  self.compiled.running if self.compiled else nullcontext)
         sums = accelerator.reduce(parts.sum(0), "sum")
         norm = normalise_gradients(self.step.parameters(), sums[1], accelerator.num_processes, config.grad_clip)
         self.optimizer.step()

@@ -16,8 +16,10 @@ from modernllm.core.seeding import generator
 from modernllm.core.telemetry import Telemetry
 from modernllm.training import checkpoint as checkpoints
 from modernllm.training.callbacks import Callback
+from modernllm.models.config import ModernLLMConfig
 from modernllm.models.logprobs import linear_logprobs
-from modernllm.training.objectives import LossOutput, Objective
+from modernllm.models.transformer import ModernDecoderLM
+from modernllm.training.objectives import LanguageModelling, LossOutput, Objective
 from modernllm.training.trainer import TrainConfig, Trainer
 
 VOCABULARY, WIDTH, TIME, BATCH, BATCHES_PER_EPOCH = 29, 16, 12, 4, 7
@@ -155,3 +157,39 @@ class Signal(Callback):
     def step_end(self, trainer, row):
         if row["step"] == self.step:
             os.kill(os.getpid(), self.number)
+
+
+def tiny_decoder(**changes):
+    torch.manual_seed(0)
+    fields = dict(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, residual_dropout=0.1,
+                  max_position_embeddings=TIME)
+    return ModernDecoderLM(ModernLLMConfig(**{**fields, **changes}))
+
+
+COMPILED_MODEL = {"num_hidden_layers": 1}
+
+
+class DieAt(Callback):
+    "Ends this process in the middle of a training."
+
+    def __init__(self, step):
+        self.step = step
+
+    def step_end(self, trainer, row):
+        if row["step"] == self.step:
+            die()
+
+
+def train_compiled(folder, cache, die_at):
+    "One session of a compiled training."
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    from torch._inductor import config as inductor
+
+    inductor.compile_threads, inductor.cpp_cache_precompile_headers = 1, False  # both cost more than so small a model takes
+    torch.set_num_threads(1)
+    fields = dict(max_steps=20, accumulation=1, eval_every=0, log_every=1, checkpoint_every_steps=5, precision="fp32",
+                  compile="on")
+    trainer = Trainer(tiny_decoder(**COMPILED_MODEL), LanguageModelling(), ShuffledBatches(), config(**fields), folder=folder,
+                      callbacks=[DieAt(die_at)], telemetry=Telemetry(folder))
+    found = {"losses": [row["loss"] for row in trainer.fit().history["train"]], "weights": weights_hash(trainer.model)}
+    (folder / "result.json").write_text(json.dumps(found))
