@@ -18,13 +18,14 @@ import torch
 
 from ..core.config import InputError, RunFailed, check_name
 from ..core.telemetry import Telemetry
-from .peers import TRAIN_PEERS, llama_generate, llama_nats
+from .peers import TRAIN_PEERS, llama_generate, llama_nats, train_peers
 from ..evaluation.perplexity import token_nats
 from .timing import OURS, Bench, InterleavedTraining, Turns, metric_name, time_interleaved
 from ..models.budget import total_parameters, training_flops
 from ..models.config import ModernLLMConfig
 from ..models.transformer import ModernDecoderLM
 from ..models.logprobs import ROWS, ROWS_ELSEWHERE
+from ..training.compiling import missing_compiler
 from ..training.objectives import LanguageModelling
 from ..training.trainer import TrainConfig, Trainer
 from ..training.utilisation import fastest, matmul_limit
@@ -135,16 +136,21 @@ def bench_train(
     steps: int = 2,  # a turn
     batch_size: int = 16,
     context: int = 256,
+    compiled_peers: bool = True,  # each peer also under `torch.compile`, as a side of its own
 ) -> Bench:
     "Interleaved benchmark of training: ours and each peer."
-    bench, model = _new("train", shape, context, f"{batch_size} × {context} tokens a step, bfloat16 autocast",
+    work = f"synthetic batches of {batch_size} × {context} tokens, bfloat16 autocast"
+    bench, model = _new("train", shape, context, work,
                         steps * batch_size * context, threads, rounds=rounds, steps=steps, batch_size=batch_size)
     device, config = model.device, _train_config(steps)
     batches = ZipfBatches(model.config.vocab_size, batch_size, context)
     flops, products = training_flops(model.config, context), own_products(model.config, batch_size, context, device)
     bench.flops = bench.tokens * sum(flops.values()), bench.tokens * (flops["matrices"] + flops["head"])
+    if compiled_peers and (missing := missing_compiler(device)):
+        compiled_peers = False
+        bench.notes.append(f"peers are not compiled here: {missing}")
     with _threads(threads), tempfile.TemporaryDirectory() as folder:
-        peers = {name: make(model, batches, config) for name, make in TRAIN_PEERS.items()}
+        peers = {name: make(model, batches, config) for name, make in train_peers(compiled_peers).items()}
         limits = lambda: (matmul_limit(device), own_limit(products, device))
         loops = {name: partial(peer.run, steps) for name, peer in peers.items()}
         turns = Turns(bench, loops, device, rounds=rounds, seconds=seconds, limits=limits)
@@ -166,8 +172,8 @@ def bench_generate(
     new: int = 128,  # tokens to generate, greedily, in one sequence
 ) -> Bench:
     "Interleaved benchmark of generation against transformers with the same weights. The check is the share of equal tokens."
-    bench, model = _new("generate", shape, prompt + new, f"batch 1, {prompt} tokens of prompt, {new} new, float32", new, threads,
-                        rounds=rounds, prompt=prompt, new=new)
+    work = f"batch 1, {prompt} synthetic tokens of prompt, {new} new, float32"
+    bench, model = _new("generate", shape, prompt + new, work, new, threads, rounds=rounds, prompt=prompt, new=new)
     ids = ZipfBatches(model.config.vocab_size, 1, prompt)[0]["input_ids"].to(model.device)
     model.eval()
     with _threads(threads):
@@ -190,8 +196,9 @@ def bench_eval(
     context: int = 256,
 ) -> Bench:
     "Interleaved benchmark of evaluation against transformers' Llama with full logits. The check is the loss."
-    bench, model = _new("eval", shape, context, f"{windows} windows of {context} tokens, {batch_size} at a time, float32",
-                        windows * context, threads, rounds=rounds, windows=windows, batch_size=batch_size)
+    work = f"{windows} windows of {context} synthetic tokens, {batch_size} at a time, float32"
+    bench, model = _new("eval", shape, context, work, windows * context, threads, rounds=rounds, windows=windows,
+                        batch_size=batch_size)
     ids = ZipfBatches(model.config.vocab_size, 1, bench.tokens)[0]["input_ids"][0]
     ids = torch.cat((ids, ids[:1])).to(model.device)
     tokens, first, llama = ids[1:].cpu().numpy(), int(ids[0]), llama_nats(model, context, batch_size)

@@ -43,6 +43,8 @@ class Bench:
     checks: dict[str, float] = field(default_factory=dict)  # one number a side that should be alike: a loss, say
     limits: list[tuple[float, float]] = field(default_factory=list)  # a round: operations a second, large and at own shapes
     flops: tuple[float, float] = (0.0, 0.0)  # of a turn: all, and those of products with weights
+    first: dict[str, float] = field(default_factory=dict)  # seconds of each side's first turn, which is not counted
+    notes: list[str] = field(default_factory=list)  # lines for the reader, such as a side that is left out
 
     @property
     def peers(self) -> list[str]:
@@ -50,6 +52,10 @@ class Bench:
 
     def speed(self, side: str) -> float:  # tokens a second
         return median(self.tokens / seconds[side] for seconds in self.rounds)
+
+    @property
+    def fastest(self) -> str:  # the peer with the most tokens a second
+        return max(self.peers, key=self.speed)
 
     def ratios(self, peer: str) -> list[float]:  # how many times faster than the peer, by round
         return [seconds[peer] / seconds[OURS] for seconds in self.rounds]
@@ -70,12 +76,16 @@ class Bench:
                 line += f"{median(ratios):>8.2f}{f'{min(ratios):.2f} to {max(ratios):.2f}':>16}"
             lines.append(f"{line:68}{self.checks[side]:>10.3f}")
         lines.append(f"medians of {len(self.rounds)} rounds, in turns; ratio: how many times faster {OURS} is")
+        lines.append(f"fastest peer: {self.fastest}; ratio {median(self.ratios(self.fastest)):.2f}")
+        if self.first:
+            spent = ", ".join(f"{side} {seconds:.1f} s" for side, seconds in self.first.items())
+            lines.append(f"first turns, with all compiling, not counted: {spent}")
         if self.limits:
             shares = (f"{side} {self.share(side)[0]:.0%} and {self.share(side)[1]:.0%}" for side in self.rounds[0])
             large, own = (median(limit) / 1e9 for limit in zip(*self.limits))
             lines.append(f"of {large:,.0f} GFLOP/s (bfloat16 product of large squares) and {own:,.0f} (products of this step "
                          f"alone): {', '.join(shares)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 # %% ../../nbs/46_benchmarking/timing.ipynb #cf371bbf
 @patch
@@ -94,8 +104,10 @@ def record_into(
         run.curve(f"{name}_seconds", range(1, len(seconds) + 1), seconds, x_unit="round", y_unit="s")
         for which, value in zip(LIMITS, self.share(side) if self.limits else ()):
             run.metric(f"{name}_share_of_{which}", value, unit="share", better="higher", **work)
-    best = [min(times[peer] for peer in self.peers) / times[OURS] for times in self.rounds]
-    for name, ratios in {**{metric_name(peer): self.ratios(peer) for peer in self.peers}, "fastest_peer": best}.items():
+    for side, seconds in self.first.items():
+        run.metric(f"{self.task}_{metric_name(side)}_first_turn", seconds, unit="s")
+    names = {metric_name(peer): peer for peer in self.peers} | {"fastest_peer": self.fastest}
+    for name, ratios in {name: self.ratios(peer) for name, peer in names.items()}.items():
         for which, value in (("", median(ratios)), ("_low", min(ratios)), ("_high", max(ratios))):
             run.metric(f"{self.task}_ratio_{name}{which}", value, unit="times", better="higher", **work)
     for which, values in zip(LIMITS, zip(*self.limits)):
@@ -117,7 +129,7 @@ class Turns:
         limits: Callable[[], tuple[float, float]] | None = None,  # measured once a round
     ):
         self.bench, self.peers, self.device, self.limits = bench, peers, device, limits
-        self.rounds, self.until, self.warm = rounds, clock(device) + seconds, False
+        self.rounds, self.until = rounds, clock(device) + seconds
         self.last: dict[str, object] = {}  # what each side returned last
 
     def begin(self) -> None:
@@ -131,11 +143,12 @@ class Turns:
             start = clock(self.device)
             self.last[name] = peer()
             times[name] = clock(self.device) - start
-        if self.warm:
+        if self.bench.first:
             self.bench.rounds.append(times)
             if self.limits:
                 self.bench.limits.append(self.limits())
-        self.warm = True
+        else:
+            self.bench.first = times
         return len(self.bench.rounds) >= self.rounds and clock(self.device) > self.until
 
 

@@ -14,7 +14,7 @@ from .app import examples
 
 # %% ../../nbs/70_cli/bench.ipynb #a6634a37
 @click.group(epilog=examples(
-    "modernllm bench train                   about a minute: ours, transformers' Llama and a GPT-2 as nanoGPT has it",
+    "modernllm bench train                   minutes: ours, transformers' Llama and nanoGPT's GPT-2, eager and compiled",
     "modernllm bench generate",
     "modernllm bench eval small --threads 1",
     "modernllm bench memory",
@@ -86,7 +86,7 @@ def measure(
 @bench.command(epilog=examples("modernllm bench train 10m", "modernllm bench train small --threads 1 --seconds 60"))
 @options
 def train(**given):
-    "Train a model of ours and each peer, interleaved; print tokens a second and ratios."
+    "Train a model of ours and each peer, eager and compiled, interleaved; print tokens a second and ratios."
     measure("train", **given)
 
 

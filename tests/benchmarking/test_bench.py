@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from modernllm.cli.app import main
 from modernllm.core.config import InputError, RunFailed
 from modernllm.core.records import Record
+from modernllm.core.runs import Run
 from modernllm.benchmarking import bench as benches
 from modernllm.benchmarking.bench import (
     SHAPES,
@@ -18,27 +20,60 @@ from modernllm.benchmarking.bench import (
     bench_eval,
     bench_generate,
     bench_train,
+    new_model,
     own_limit,
     own_products,
 )
-from modernllm.benchmarking.peers import GPT2, TRAIN_PEERS
+from modernllm.benchmarking.peers import GPT2, TRAIN_PEERS, train_peers
 from modernllm.benchmarking.profiler import KINDS, by_kind, kind
 from modernllm.benchmarking.timing import OURS, Bench, metric_name
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
+from modernllm.training.config import TrainConfig
 
 LLAMA, NANO = TRAIN_PEERS
 
 
 def test_all_sides_train_alike_and_threads_are_restored():
     before = torch.get_num_threads()
-    result = bench_train("tiny", threads=1, rounds=3, seconds=0, steps=3, batch_size=4, context=16)
+    result = bench_train("tiny", threads=1, rounds=3, seconds=0, steps=3, batch_size=4, context=16, compiled_peers=False)
     assert len(result.rounds) == len(result.limits) == 3 and torch.get_num_threads() == before
     assert list(result.rounds[0]) == [OURS, LLAMA, NANO]
     assert result.checks[OURS] == pytest.approx(result.checks[LLAMA], abs=0.01)
     assert max(result.checks.values()) < 6.2  # of ln 512 = 6.24: every side learns
     assert all(0 < share < 1 for side in result.rounds[0] for share in result.share(side))
     assert LLAMA in str(result) and f"{median(result.ratios(NANO)):.2f}" in str(result)
+
+
+def test_compiled_peers_are_sides_of_their_own_with_the_losses_of_eager_ones(monkeypatch):
+    "The graphs that `torch.compile` captures are run without a C++ compiler, which is most of its time."
+    compile_, graphs = torch.compile, []
+
+    def captured(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda loss: compile_(loss, backend=captured, fullgraph=True))
+    monkeypatch.setattr(benches, "missing_compiler", lambda device: "")
+    result = bench_train("tiny", threads=1, rounds=1, seconds=0, steps=3, batch_size=4, context=16)
+    assert list(result.rounds[0]) == list(result.first) == [OURS, LLAMA, f"{LLAMA}, compiled", NANO, f"{NANO}, compiled"]
+    assert len(graphs) == 2  # one of each peer, compiled once
+    assert result.checks[f"{LLAMA}, compiled"] == pytest.approx(result.checks[LLAMA], rel=1e-4)
+    assert all(metric_name(f"{peer}, compiled") == f"{metric_name(peer)}_compiled" for peer in (LLAMA, NANO))
+    with torch.random.fork_rng():
+        losses, given = [], (new_model("tiny", 16), ZipfBatches(512, 4, 16), TrainConfig(max_steps=1))
+        for make in train_peers(compiled=True).values():
+            torch.manual_seed(0)
+            loop = make(*given)
+            losses.append([loop.run(1) for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[3] == pytest.approx(losses[2], rel=1e-4)
+
+
+def test_without_a_compiler_peers_are_eager_and_one_line_says_so(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    result = bench_train("tiny", threads=1, rounds=1, seconds=0, steps=1, batch_size=2, context=8)
+    assert result.peers == [LLAMA, NANO]
+    assert str(result).splitlines()[-1] == "peers are not compiled here: no C++ compiler: no-such-compiler was not found"
 
 
 def test_generation_and_evaluation_do_the_same_work():
@@ -93,6 +128,21 @@ def test_medians_and_ratios():
     line = str(result).splitlines()[3]
     assert line.split() == ["a,", "peer-1", "30", "1.50", "1.00", "to", "2.00", "6.000"]
     assert metric_name("a, peer-1") == "a_peer_1"
+
+
+def test_the_ratio_that_counts_is_to_the_fastest_side(monkeypatch, tmp_path):
+    seconds = {OURS: [1.0, 1.0, 1.0], "a": [3.0, 3.0, 1.0], "a, compiled": [2.0, 1.5, 2.0]}
+    result = replace(made(), rounds=[dict(zip(seconds, times)) for times in zip(*seconds.values())],
+                     checks=dict.fromkeys(seconds, 6.0), limits=[], first={OURS: 1.0, "a": 4.0, "a, compiled": 40.0})
+    assert result.fastest == "a, compiled" and "fastest peer: a, compiled; ratio 2.00\n" in str(result)
+    assert "not counted: modernllm 1.0 s, a 4.0 s, a, compiled 40.0 s" in str(result)
+    monkeypatch.setenv("MODERNLLM_RUNS", str(tmp_path))
+    run = Run.start(study="bench", variant="train-tiny", seed=0, profile="cpu", params={})
+    result.record_into(run)
+    metrics = run.finish().metrics
+    assert metrics["train_ratio_fastest_peer"].value == metrics["train_ratio_a_compiled"].value == 2.0
+    assert metrics["train_ratio_fastest_peer_low"].value == 1.5  # not the 1.0 of the slower side's one fast round
+    assert metrics["train_a_compiled_first_turn"].value == 40.0
 
 
 def test_the_command_leaves_a_record(monkeypatch, tmp_path, capsys):
