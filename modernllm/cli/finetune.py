@@ -132,7 +132,7 @@ def read_rows(
     parts = [read_task(task, part) for part in task.splits]
     return replace(parts[0], split="all", note="", rows=[row for part in parts for row in part.rows])
 
-
+# %% ../../nbs/70_cli/finetune.ipynb #7c1f0a92
 def evaluate_tasks(
     model: str,  # what `load_model` takes
     names: str,  # of `tasks_of`
