@@ -153,7 +153,7 @@ def _guarded(trainer, step: nn.Module, batch: dict) -> tuple[CompiledLayers | No
             compiled = _loss_and_gradients(step, batch, seed)
     except Exception as error:  # whatever a compiler raises
         step.zero_grad(set_to_none=True)
-        return None, {"reason": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+        return None, {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     gap, seconds = largest_difference(eager, compiled), time.perf_counter() - start
     if gap > TOLERANCE[step.bf16]:
         return None, {"reason": f"loss or gradients of the first step differ by {gap:.2g} of their size"}
