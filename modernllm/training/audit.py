@@ -60,5 +60,5 @@ def audit_line(
     seconds = {part: sum(row[f"{part}_seconds"] for row in rows) for part in ("train", "eval")}
     peaks = {part: max(row[f"{part}_peak_mb"] for row in rows) for part in seconds}
     freed = sum(row["freed_mb"] for row in rows)
-    return (f"rounds: {len(rows)}; training {seconds['train']:,.1f} s, peak {peaks['train']:,.0f} MiB; evaluation "
-            f"{seconds['eval']:,.1f} s, peak {peaks['eval']:,.0f} MiB; {freed:,.0f} MiB freed between them")
+    return (f"rounds: {len(rows)}; training {seconds['train']:.1f} s, peak {peaks['train']:.1f} MiB; evaluation "
+            f"{seconds['eval']:.1f} s, peak {peaks['eval']:.1f} MiB; {freed:.1f} MiB freed between them")
