@@ -27,7 +27,7 @@ def metric_name(
     "Name of a side in records."
     return "_".join(re.findall(r"[a-z0-9]+", side.lower()))
 
-
+# %% ../../nbs/46_benchmarking/timing.ipynb #5b1c70e2
 @dataclass
 class Bench:
     "Result of an interleaved benchmark."

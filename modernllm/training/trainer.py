@@ -263,7 +263,7 @@ class TrainResult:
     stopped: str  # "finished", or the reason given by a callback: "early_stop", "killed", …
     model: nn.Module  # with the weights of the last step
 
-
+# %% ../../nbs/30_training/trainer.ipynb #5b1c70e1
 @patch
 def fit(self: Trainer) -> TrainResult:
     "Train to the end, from the newest valid checkpoint if there is one."
