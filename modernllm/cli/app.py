@@ -93,6 +93,7 @@ def takes_settings(
         "report": "modernllm.cli.report:report",
         "release": "modernllm.cli.release:release",
         "bench": "modernllm.cli.bench:bench",
+        "gpu-check": "modernllm.cli.gpu_check:gpu_check",
         "sync": "modernllm.cli.sync:command",
     },
     epilog=examples(
