@@ -33,7 +33,9 @@ def positions_and_masks(
     by_token = attention_mask is None or isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
     known = cache is None or not is_tracing(x) or type(cache) is DynamicCache and past == 0  # whether it is empty
     if position_ids is not None and by_token and known and x.shape[1] > 1:
-        starts = document_starts(position_ids.expand(x.shape[0], -1), real_tokens(attention_mask, x.shape[1]))
+        trained = x.device.type != "cpu" and cache is None and torch.is_grad_enabled()
+        real = real_tokens(attention_mask, x.shape[1])
+        starts = document_starts(position_ids.expand(x.shape[0], -1), real, always=trained)
     if starts is not None and (past or isinstance(cache, RollingCache)):
         raise InputError("position_ids: start again within a row, and documents are kept apart without a cache or with an "
                          f"empty one that does not roll; given: a {type(cache).__name__} that holds {past} tokens")

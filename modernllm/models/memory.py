@@ -65,7 +65,8 @@ def activations(
                          "where our kernel ends")
     if device == "cuda" and (c.attention_sinks or c.sliding_window is not None):
         raise InputError("attention_sinks, sliding_window: memory on a card is predicted for the flash kernel, which has neither")
-    kept = {"stream": 4 * n * (c.hidden_size + 1), "ids and angles": 8 * n + 4 * context * c.head_dim}
+    by_id = 9 if device == "cuda" else 8  # with whether it is scored
+    kept = {"stream": 4 * n * (c.hidden_size + 1), "ids and angles": by_id * n + 4 * context * c.head_dim}
     for i in range(c.num_hidden_layers):
         terms = saved_by_layer(c, i, batch_size, context, device)
         for name, size in {"stream": 4 * n * c.hidden_size}.items() if checkpointing else terms.items():

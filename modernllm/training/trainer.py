@@ -306,8 +306,10 @@ def _what_next(self: Trainer, deferred: DeferSignals) -> tuple[bool, bool]:
     late = time.monotonic() - self._saved_at > 60 * (self.config.checkpoint_every_minutes or math.inf)
     told = deferred.signal is not None
     if self.accelerator.num_processes > 1:  # clocks and signals differ: processes agree at every row of the history
-        asked = torch.tensor([late, told], dtype=torch.float32, device=self.accelerator.device)
-        late, told = self.accelerator.reduce(asked, "sum").tolist() if self._is_due(self.config.log_every) else (0, 0)
+        given, late, told = [late, told], 0, 0
+        if self._is_due(self.config.log_every):
+            asked = torch.tensor(given, dtype=torch.float32, device=self.accelerator.device)
+            late, told = self.accelerator.reduce(asked, "sum").tolist()
         deferred.signal = (deferred.signal or SIGTERM) if told else deferred.signal
     leave = bool(told or self.stopped)
     is_best = self.best is not None and self.best["step"] == self.step

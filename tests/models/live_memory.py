@@ -89,6 +89,7 @@ def imitated_card():
         patch.object(transformer, "dropout", lambda x, p, training: ByteDropout.apply(x) if p and training else x),
         patch.object(moe, "row_multiple", lambda *_: 0),
         patch.dict(logprobs.ROWS, cpu=logprobs.ROWS_ELSEWHERE),
+        patch.object(logprobs, "TAKES_OUT", set()),
     ):
         yield
 
