@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from modernllm.core.config import InputError
 from modernllm.models import logprobs
-from modernllm.models.logprobs import linear_logprobs, linear_loss
+from modernllm.models.logprobs import chunk_loss, chunks_by, linear_logprobs, linear_loss
+from modernllm.training.compiling import compiled_loss
 
 
 def example(n, d, v, dtype=torch.float32):
@@ -108,6 +109,54 @@ def test_nothing_to_score(reduction):
     out = linear_logprobs(hidden, weight, torch.full((3,), -100), reduction=reduction)
     out.sum().backward()
     assert not out.any() and not hidden.grad.any() and not weight.grad.any()
+
+
+EXTRAS = [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-2}, {"softcap": 3.0},
+          {"label_smoothing": 0.2, "z_loss": 3e-3, "softcap": 5.0}]  # fmt: skip
+
+
+def chunk_results(function, bf16, takes_out, extras):
+    "Loss, nats and gradients where chunks are computed by a function; at two positions p is near 1."
+    hidden, weight, targets = example(100, 16, 203)
+    weight = (0.5 * weight.detach()).requires_grad_()
+    with torch.no_grad():
+        hidden[[1, 50]] = 4 * weight[targets[[1, 50]]]
+    with pytest.MonkeyPatch.context() as patch, chunks_by(function), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        patch.setattr(logprobs, "TAKES_OUT", {"cpu"} if takes_out else set())
+        total, nats = linear_loss(hidden, weight, targets, chunk=40, **extras)
+    total.backward()
+    return total.detach(), nats, hidden.grad, weight.grad
+
+
+@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("takes_out", [False, True])
+def test_a_chunk_as_one_function_equals_passes_over_buffers(extras, bf16, takes_out):
+    ours, theirs = (chunk_results(function, bf16, takes_out, extras) for function in (chunk_loss, None))
+    for found, expected in zip(ours, theirs):
+        assert found.dtype == expected.dtype and (found - expected).norm() <= (2e-4 if bf16 else 1e-6) * expected.norm()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_compiled_chunk_equals_passes_over_buffers(bf16):
+    "By Inductor, with two numbers of positions and other settings each time."
+    torch._dynamo.reset()
+    made = compiled_loss()
+    for extras in EXTRAS:
+        ours, theirs = (chunk_results(function, bf16, False, extras) for function in (made, None))
+        for found, expected in zip(ours, theirs):
+            assert found.dtype == expected.dtype and (found - expected).norm() <= (2e-4 if bf16 else 1e-6) * expected.norm()
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_gradcheck_of_a_chunk_as_one_function(softcap):
+    hidden, weight, targets = example(7, 3, 5, torch.float64)
+
+    def function(h, w):
+        with chunks_by(chunk_loss):
+            return linear_loss(h, w, targets, label_smoothing=0.1, z_loss=1e-2, softcap=softcap, chunk=3)[0]
+
+    assert torch.autograd.gradcheck(function, (hidden, weight))
 
 
 def test_unknown_reduction():

@@ -15,6 +15,7 @@ from workers import ShuffledBatches, tiny_decoder, weights_hash
 
 from modernllm.core.config import InputError
 from modernllm.core.telemetry import Telemetry
+from modernllm.models import logprobs
 from modernllm.models.plain import is_unmodified
 from modernllm.models.transformer import OWN_MODULES
 from modernllm.training import compiling
@@ -45,11 +46,11 @@ class Documents(ShuffledBatches):
         return batch | {"position_ids": torch.cat((torch.arange(5), torch.arange(7))).expand(4, -1)}
 
 
-def make(model=None, batches=None, folder=None, compile="on", **changes):
+def make(model=None, batches=None, folder=None, compile="on", objective=None, **changes):
     fields = dict(max_steps=20, accumulation=1, eval_every=0, log_every=1, precision="fp32", compile=compile) | changes
     given = {name: fields.pop(name, default) for name, default in (("callbacks", ()), ("evaluate", None))}
-    return Trainer(model or tiny_decoder(), LanguageModelling(), batches or ShuffledBatches(), workers.config(**fields),
-                   folder=folder, **given)
+    return Trainer(model or tiny_decoder(), objective or LanguageModelling(), batches or ShuffledBatches(),
+                   workers.config(**fields), folder=folder, **given)
 
 
 def losses(trainer):
@@ -82,6 +83,27 @@ def test_losses_are_those_of_eager_training(capsys, graphs, case):
     assert line.count("\n") == 1 and line.startswith("2 layers compiled in "), line
     assert len(graphs) == (2 if model is adapted else 1)  # layers share it; without embeddings to train the first has its own
     assert all(layer._compiled_call_impl is None for layer in compiling.repeated_layers(trainer.model))
+
+
+@pytest.mark.parametrize("takes_out", [True, False], ids=["fewer positions", "all positions"])
+@pytest.mark.parametrize("extras", [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}], ids=["plain", "smoothed"])
+def test_the_loss_is_compiled_once_as_on_a_gpu(monkeypatch, capsys, graphs, takes_out, extras):
+    "Each batch has another number of scored positions; these may or may not be taken out."
+    model = {"final_logit_softcapping": 5.0} if extras else {}
+    eager = losses(make(tiny_decoder(**model), objective=LanguageModelling(**extras), compile="off"))
+    monkeypatch.setattr(compiling, "FUSES_LOSS", {"cpu"})
+    if not takes_out:
+        monkeypatch.setattr(logprobs, "TAKES_OUT", set())
+    compiled = losses(make(tiny_decoder(**model), objective=LanguageModelling(**extras)))
+    assert compiled == pytest.approx(eager, rel=1e-4)
+    assert capsys.readouterr().err.startswith("2 layers compiled in ") and len(graphs) == 2
+
+
+def test_a_wrong_compiled_loss_is_noticed(monkeypatch, capsys):
+    monkeypatch.setattr(compiling, "FUSES_LOSS", {"cpu"})
+    monkeypatch.setattr(compiling, "chunk_loss", lambda *given: (*logprobs.chunk_loss(*given)[:2], 1.01 * given[0]))
+    make(max_steps=1).fit()
+    assert "loss or gradients of the first step differ by" in capsys.readouterr().err
 
 
 def test_experts_train_eagerly(capsys, graphs):
