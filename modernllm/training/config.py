@@ -77,7 +77,7 @@ class TrainConfig(RunLength):
     keep_checkpoints: int = pydantic.Field(2, ge=1)  # newest ones; the best is kept in addition
     early_stop_patience: int = pydantic.Field(0, ge=0)  # evaluations without a better best_metric; 0: never
     sharding: Literal["none", "full"] = "none"  # full: FSDP, see `parallel`
-    compile: Literal["auto", "on", "off"] = "auto"  # layers under `torch.compile`; auto: with a GPU, see `compiling`
+    compile: Literal["auto", "on", "off"] = "auto"  # `torch.compile`; auto: long runs on a GPU, see `compiling`
     deterministic: bool = False  # deterministic algorithms only; an error where torch has none
     trackers: tuple[Literal["tensorboard", "wandb"], ...] | None = None  # None: see `used_trackers`
 

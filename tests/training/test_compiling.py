@@ -195,14 +195,23 @@ def test_a_wrong_or_failing_compiler_leaves_training_as_it_is(monkeypatch, capsy
         assert weights_hash(trainer.model) == weights_hash(eager.model)
 
 
+def test_a_short_training_is_not_compiled_unasked():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [compiling.wants_compiled("auto", gpu, batches) for batches in (1, 1_666, 1_667, 10**9)] == [False, False, True, True]
+    assert not compiling.wants_compiled("auto", cpu, 10**9) and not compiling.wants_compiled("off", gpu, 10**9)
+    assert compiling.wants_compiled("on", cpu, 1)
+
+
 def test_without_a_compiler(monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="'on', but there is no C\\+\\+ compiler: no-such-compiler was not found; allowed"):
         make().fit()
     make(compile="auto", max_steps=1).fit()  # a CPU: eager, without a word
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(compiling, "wants_compiled", lambda *given: True)  # what auto is with a GPU
-    make(compile="auto", max_steps=1).fit()
+    asked = []
+    monkeypatch.setattr(compiling, "wants_compiled", lambda *given: asked.append(given) or True)  # what auto is with a GPU
+    make(compile="auto", max_steps=1, accumulation=2).fit()
+    assert asked == [("auto", torch.device("cpu"), 2)]
     assert capsys.readouterr().err == "training is not compiled: no C++ compiler: no-such-compiler was not found\n"
     assert compiling.not_compilable(torch.nn.Linear(2, 2)) == "Linear names no repeated layers (_no_split_modules)"
     assert compiling.not_compilable(tiny_decoder(), "full") == "parameters are sharded"
