@@ -8,6 +8,7 @@ __all__ = ['OutputHead', 'is_plain_linear', 'candidate_head', 'no_cache_kwargs',
 
 # %% ../../nbs/20_models/output_head.ipynb #72b94937
 import inspect
+from collections.abc import Iterator
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -34,6 +35,14 @@ def is_plain_linear(
             and not module._forward_hooks and not module._forward_pre_hooks)
 
 
+def _tensors_outside(module: nn.Module, part: nn.Module) -> Iterator[Tensor]:
+    "Parameters and buffers of a module, without those of a part of it."
+    if module is not part:
+        yield from (tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None)
+        for child in module.children():
+            yield from _tensors_outside(child, part)
+
+
 def candidate_head(
     model: nn.Module,  # causal, of ours, of `transformers`, or wrapped by peft
 ) -> OutputHead | None:
@@ -44,9 +53,10 @@ def candidate_head(
         layer = base.get_output_embeddings()
     if not is_plain_linear(layer):
         return None
-    inside = {id(t) for t in (layer.weight, *backbone.parameters(), *backbone.buffers())}
-    if any(id(t) not in inside for t in (*model.parameters(), *model.buffers())):
-        return None  # something else is trained or kept, such as a bias, a prompt or a second head
+    if others := [t for t in _tensors_outside(model, backbone) if t is not layer.weight]:
+        inside = {id(t) for t in (*backbone.parameters(), *backbone.buffers())}
+        if any(id(t) not in inside for t in others):
+            return None  # something else is trained or kept, such as a bias, a prompt or a second head
     return OutputHead(backbone, layer.weight, getattr(base.config, "final_logit_softcapping", None))
 
 # %% ../../nbs/20_models/output_head.ipynb #9c76d4cd

@@ -104,10 +104,10 @@ class Update:
         self._original = step
         self.step = apply_fsdp(step, config.sharding, accelerator.device)  # a sharded copy, or the same module
         make = partial(muon, bf16=step.bf16) if config.optimizer == "muon" else adamw
-        optimizer = make(self.step, config.learning_rate, weight_decay=config.weight_decay,
-                         betas=(config.beta1, config.beta2), eps=config.eps)
+        self.optimizer = make(self.step, config.learning_rate, weight_decay=config.weight_decay,
+                              betas=(config.beta1, config.beta2), eps=config.eps)
         self._wrapped = accelerator.prepare_model(self.step, evaluation_mode=self.step is not step)  # by DDP
-        self.optimizer = accelerator.prepare(optimizer)
+        self._parameters = list(self.step.parameters())
         self.compiled: CompiledLayers | None = None  # None: eager
 
     def __call__(
@@ -123,7 +123,7 @@ class Update:
         names, parts = accumulate(self._wrapped, batches, config.accumulation, accelerator,
                                   self.compiled.running if self.compiled else nullcontext)
         sums = accelerator.reduce(parts.sum(0), "sum")
-        norm = normalise_gradients(self.step.parameters(), sums[1], accelerator.num_processes, config.grad_clip)
+        norm = normalise_gradients(self._parameters, sums[1], accelerator.num_processes, config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return StepLosses(number, lr, names, sums, norm, parts[:, 0])
