@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.config import check_name
@@ -84,21 +85,23 @@ class _Chunks:
             self.extra = added_loss(logprobs, self.normalisers, means, self.smoothing, self.z_loss)
         return logprobs
 
-    def add_gradients(self, here: slice, upstream: Tensor | None = None) -> None:
-        "Gradients of the loss times upstream for the positions just yielded, in place of the logits; `None` is an upstream of 1."
-        targets, probs = self.targets[here, None], self.probs
-        # p - 1 is made before the rounding to a narrow type, where p near 1 would lose it
-        if self.z_loss:
-            probs.mul_((2 * self.z_loss * self.normalisers + 1)[:, None])
-        probs.scatter_add_(1, targets, torch.full_like(probs[:, :1], self.smoothing - 1.0))
-        if self.smoothing:
-            probs.sub_(self.smoothing / probs.shape[-1])
-        if upstream is not None:
-            probs.mul_(upstream[:, None])
-        if self.softcap:
-            probs.mul_(self.slopes[: len(probs)])
-        if self.buffer is not None:
-            self.narrow.copy_(probs)
+# %% ../../nbs/20_models/logprobs.ipynb #3789bb2d
+@patch
+def add_gradients(self: _Chunks, here: slice, upstream: Tensor | None = None) -> None:
+    "Gradients of the loss times upstream for the positions just yielded, in place of the logits; `None` is an upstream of 1."
+    targets, probs = self.targets[here, None], self.probs
+    # p - 1 is made before the rounding to a narrow type, where p near 1 would lose it
+    if self.z_loss:
+        probs.mul_((2 * self.z_loss * self.normalisers + 1)[:, None])
+    probs.scatter_add_(1, targets, torch.full_like(probs[:, :1], self.smoothing - 1.0))
+    if self.smoothing:
+        probs.sub_(self.smoothing / probs.shape[-1])
+    if upstream is not None:
+        probs.mul_(upstream[:, None])
+    if self.softcap:
+        probs.mul_(self.slopes[: len(probs)])
+    if self.buffer is not None:
+        self.narrow.copy_(probs)
 
 # %% ../../nbs/20_models/logprobs.ipynb #52ff1979
 def _scored(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

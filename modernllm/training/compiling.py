@@ -84,7 +84,7 @@ def compiled_loss() -> Callable:
 
     return loss
 
-
+# %% ../../nbs/30_training/compiling.ipynb #c0de0034
 class CompiledLayers:
     "The repeated layers of a model, and on a GPU the loss, compiled inside `with layers.running(batch):` and eager elsewhere."
 
@@ -183,7 +183,7 @@ def _guarded(trainer, step: nn.Module, batch: dict) -> tuple[CompiledLayers | No
         return None, {"reason": f"loss or gradients of the first step differ by {gap:.2g} of their size"}
     return layers, {"layers": len(layers.calls), "compile_seconds": seconds, "difference": gap}
 
-
+# %% ../../nbs/30_training/compiling.ipynb #c0de0035
 def _agreed(trainer) -> CompiledLayers | None:
     "The compiled layers where every process has them; told in one line and an event."
     accelerator, step = trainer.accelerator, trainer._update.step
