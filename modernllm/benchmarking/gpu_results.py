@@ -133,7 +133,7 @@ def correctness(
     "Logits, loss, gradients and greedy text of small models on the device against the CPU in float32."
     torch.set_float32_matmul_precision("highest")  # no TF32
     heads = [f"{precision} {what}" for precision in ("f32", "bf16") for what in ("logit", "loss", "grad")]
-    table = [f"{'':12}{''.join(f'{head:>10}' for head in heads)}{'text':>8}"]
+    table = [f"{'':12}{''.join(f'{head:>12}' for head in heads)}{'text':>8}"]
     for kind in KINDS:
         table.append(compare_kind(findings, kind, here()))
         findings.text("table", table)
