@@ -90,6 +90,7 @@ def takes_settings(
         "export": "modernllm.cli.export:export",
         "lr-find": "modernllm.cli.tune:lr_find",
         "batch-find": "modernllm.cli.tune:batch_find",
+        "distill-search": "modernllm.cli.distill_search:distill_search",
         "report": "modernllm.cli.report:report",
         "release": "modernllm.cli.release:release",
         "bench": "modernllm.cli.bench:bench",

@@ -1,8 +1,9 @@
-"""`modernllm distill` and `record-teacher`: a recording, its students, interruptions; what is refused, in one line."""
+"""`modernllm distill`, `record-teacher`, `distill-search`: a recording, its students, interruptions; what is refused."""
 
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
 
@@ -308,3 +309,59 @@ def test_a_dry_run_needs_configurations_alone_and_writes_nothing(base, project, 
     assert "--dry-run" in refused(capsys, distil(base, "--card", "h100"))
     assert "did you mean 'h100'" in refused(capsys, distil(base, "--dry-run", "--card", "h10", teacher=alone))
     assert "cannot be had" in refused(capsys, distil(base, "--dry-run", teacher="a/b"))
+
+
+SPACE = ["layer_maps=[last,[[1,2]]]", "projectors=linear,ensemble", "prune_after=1", "--loss", "logits=kl,hidden=cosine"]
+
+
+def looked_for(base, *words, **more):
+    "The line of a search."
+    return ["distill-search", *distil(base, *words, **more)[1:]]
+
+
+def test_a_search_records_once_goes_on_and_ends_in_a_line_that_repeats_the_best(base, tmp_path, capsys, monkeypatch):
+    out, loaded, load = tmp_path / "search", [], sources.load_pretrained
+    line = looked_for(base, *SPACE, "--record", str(tmp_path / "teacher"), "k=8", "--out", str(out))
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "load_pretrained", lambda weights: loaded.append(weights.name) or load(weights))
+        assert main([*line, "--trials", "2"]) == 0
+        capsys.readouterr()
+        assert main([*line, "--trials", "4"]) == 0
+    assert loaded == ["big"] and open_recording(tmp_path / "teacher").settings.hidden == (2, 3)
+    said, rows = capsys.readouterr().out, json.loads((out / "record.json").read_text())["trials"]
+    assert [f"trial {n}:" in said for n in range(4)] == [False, False, True, True] and len(rows) == 4
+    table = (out / "trials.txt").read_text()
+    assert table in said and "seed 0 of the search, 0 of every training" in said and len(table.splitlines()) == 5
+    assert {path.name for path in out.glob("search.*")} == {"search.png", "search.svg"} and not (out / "trials").exists()
+    command, *words = shlex.split(said.strip().splitlines()[-1])
+    assert command == "modernllm" and words[0] == "distill" and f"hidden_weight={rows[0]['hidden_weight']}" in words
+    assert main([*words, "--out", str(tmp_path / "best")]) == 0
+    assert f"{rows[0]['loss']:.3f} after {rows[0]['step']} steps" in capsys.readouterr().out
+    assert "search_seed" in refused(capsys, [*line, "search_seed=1"])
+    assert "another --out" in refused(capsys, distil(base, "--out", str(out)))
+    assert "another --out" in refused(capsys, looked_for(base, "--loss", "hidden=mse", "--out", str(tmp_path / "best")))
+
+
+@pytest.mark.parametrize("words, said", [
+    ({"words": ["--trials", "0"]}, ["--trials", "0"]),
+    ({"words": ["layer_maps=[last,[[2,4]]]"]}, ["(2, 4)", "out of range", "0 to 3"]),
+    ({"words": ["layer_maps=lst"]}, ["layer_maps", "lst", "uniform"]),
+    ({"words": ["projectors=linear,none"]}, ["projector 'none'", "16 wide", "32"]),
+    ({"student": "layers=2 hidden=64"}, ["projector 'orthogonal'", "64 wide", "linear"]),
+    ({"words": ["layers=last"]}, ["no setting 'layers'", "distill-search --fields"]),
+    ({"words": ["lowest_weight=20"]}, ["lowest_weight is 20", "10"]),
+    ({"words": ["hidden=none"]}, ["hidden", "hidden=cosine"]),
+    ({"teacher": "nowhere"}, ["nowhere"]),
+])
+def test_a_search_that_does_not_fit_is_told_in_one_line(words, said, base, tmp_path, capsys):
+    words = dict(words)
+    more = words.pop("words", [])
+    loss = [] if "hidden=none" in more else ["--loss", "hidden=mse"]
+    err = refused(capsys, looked_for(base, *loss, *more, "--out", str(tmp_path / "out"), **words))
+    assert all(word in err for word in said), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_names_what_is_missing(capsys):
+    err = refused(capsys, ["distill-search", "--student", "layers=1", "--data", "my.txt"])
+    assert "teacher is missing: modernllm distill-search --teacher" in err

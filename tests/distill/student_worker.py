@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from modernllm.data.corpus import TokenSplit
 from modernllm.data.tokenizers import SMALLEST, train_bpe
 from modernllm.distill import student_training
 from modernllm.distill.distillation import DistillationSettings
+from modernllm.distill.search import search
+from modernllm.distill.search_space import SearchSettings, narrowed, widest_signal
+from modernllm.distill.signals import OnlineTeacher
 from modernllm.distill.student import new_student
 from modernllm.distill.student_training import StudentSettings, train_student
 from modernllm.distill.teachers import TeacherSettings, asked_signal, recorded_teacher
@@ -97,3 +101,42 @@ def distil(recording, folder, log, result, die_at=None):
     train_student(learner, signals(recording, None, train), train, split("validation", 60, 1), LOSS, SETTINGS, config,
                   callbacks=callbacks, folder=folder, telemetry=telemetry)
     os._exit(0)
+
+
+class Events:
+    "Writes down what happens in a search; the process is killed in place of one event."
+
+    def __init__(self, log, end):
+        self.log, self.end, self.n = Path(log), end, 0
+
+    def add(self, what):
+        if self.n == self.end:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.n += 1
+        with self.log.open("a") as file:
+            file.write(f"{what}\n")
+
+
+class Steps(Callback):
+    "Writes down the steps of a trial, each before a checkpoint that it may be written into."
+
+    def __init__(self, events, trial):
+        self.events, self.trial = events, trial
+
+    def updated(self, trainer):
+        self.events.add(f"{self.trial}:{trainer.step}")
+
+
+def search_trials(folder, log, end=None):
+    "Three trials of six steps each; the rows of the search."
+    torch.set_num_threads(1)
+    events, train, validation = Events(log, end), split("train", 400, 0), split("validation", 60, 1)
+    asked = SearchSettings(layer_maps=("last", "uniform", ((1, 2),)), projectors=("linear", "ensemble"))
+    teacher = OnlineTeacher(teacher_model(), widest_signal(asked.losses(LOSS), LOSS.signal(2, 2), 2, 2))
+    config = SETTINGS.training(max_steps=6, eval_every=2, checkpoint_every_steps=2, precision="fp32", trackers=[])
+
+    def fit(loss, place, callback):
+        return train_student(student(), narrowed(teacher, loss, 2), train, validation, loss, SETTINGS, config,
+                             callbacks=[callback, Steps(events, place.name)], folder=place)
+
+    return search(folder, asked, LOSS, 3, fit, lambda line: events.add("told:" + line.split()[1].strip(":"))).rows
