@@ -26,7 +26,8 @@ class OrthogonalProjector(nn.Module):
                              "allowed: a student that is not wider, or 'linear'")
         self.linear = orthogonal(nn.Linear(student_width, teacher_width, bias=False), orthogonal_map="cayley")
         start = self.linear.parametrizations.weight[0]
-        start.base = start.base.contiguous()  # as it is saved
+        if start.base is not None:  # as on the meta device
+            start.base = start.base.contiguous()  # as it is saved
 
     def weight(self) -> Tensor:  # (teacher's width, student's width), with orthonormal columns
         with torch.autocast(self.linear.parametrizations.weight.original.device.type, enabled=False):

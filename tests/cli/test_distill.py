@@ -311,7 +311,7 @@ def test_a_dry_run_needs_configurations_alone_and_writes_nothing(base, project, 
     assert "cannot be had" in refused(capsys, distil(base, "--dry-run", teacher="a/b"))
 
 
-SPACE = ["layer_maps=[last,[[1,2]]]", "projectors=linear,ensemble", "prune_after=1", "--loss", "logits=kl,hidden=cosine"]
+SPACE = ["layer_maps=[last,[[1,2]]]", "projectors=linear,orthogonal", "prune_after=1", "--loss", "logits=kl,hidden=cosine"]
 
 
 def looked_for(base, *words, **more):
