@@ -92,7 +92,7 @@ def origins_of(
     "Saved models that a training begins with, for its record."
     return [weights.origin() for weights in (recipe.weights, recipe.student) if weights]
 
-
+# %% ../../nbs/70_cli/distill.ipynb #50aaa731
 def fit_student(
     recipe,  # a `DistillRecipe`
     out: Path,  # for checkpoints, events.jsonl and the model

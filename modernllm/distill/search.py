@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import patch
+
 from ..core.config import InputError, RunFailed
 from ..core.seeding import mix
 from .distillation import DistillationSettings
@@ -195,25 +197,27 @@ class Trials:
         found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         return {name: float(value) for name, value in found.items()}
 
-    def plot(self):  # a matplotlib Figure
-        "The loss of every trial in their order, and how important each setting was."
-        import matplotlib.pyplot as plt
+# %% ../../nbs/53_distill/search.ipynb #4b386284
+@patch
+def plot(self: Trials):  # a matplotlib Figure
+    "The loss of every trial in their order, and how important each setting was."
+    import matplotlib.pyplot as plt
 
-        from modernllm.core.plotting import COLOURS, PAGE, series_look, style
+    from modernllm.core.plotting import COLOURS, PAGE, series_look, style
 
-        with style():
-            figure, (history, importance) = plt.subplots(1, 2, figsize=(PAGE, 2))
-            for place, state in enumerate(("complete", "pruned")):
-                if rows := [row for row in self.rows if row["state"] == state and row["loss"] is not None]:
-                    points = [row["trial"] for row in rows], [row["loss"] for row in rows]
-                    history.plot(*points, label=state, **series_look(place) | {"linestyle": "none"})
-            complete = sorted((row["trial"], row["loss"]) for row in self.rows if row["state"] == "complete")
-            best = [min(loss for _, loss in complete[:n + 1]) for n in range(len(complete))]
-            history.step([number for number, _ in complete], best, where="post", color=COLOURS[2], label="best so far")
-            history.set(xlabel="trial", ylabel="validation loss (nats)")
-            history.xaxis.get_major_locator().set_params(integer=True)
-            history.legend()
-            importance.barh(list(self.importances)[::-1], list(self.importances.values())[::-1], height=0.5, color=COLOURS[0])
-            importance.set(xlabel="share of the variance of the loss", xlim=(0, 1))
-            importance.grid(axis="y", visible=False)
-        return figure
+    with style():
+        figure, (history, importance) = plt.subplots(1, 2, figsize=(PAGE, 2))
+        for place, state in enumerate(("complete", "pruned")):
+            if rows := [row for row in self.rows if row["state"] == state and row["loss"] is not None]:
+                points = [row["trial"] for row in rows], [row["loss"] for row in rows]
+                history.plot(*points, label=state, **series_look(place) | {"linestyle": "none"})
+        complete = sorted((row["trial"], row["loss"]) for row in self.rows if row["state"] == "complete")
+        best = [min(loss for _, loss in complete[:n + 1]) for n in range(len(complete))]
+        history.step([number for number, _ in complete], best, where="post", color=COLOURS[2], label="best so far")
+        history.set(xlabel="trial", ylabel="validation loss (nats)")
+        history.xaxis.get_major_locator().set_params(integer=True)
+        history.legend()
+        importance.barh(list(self.importances)[::-1], list(self.importances.values())[::-1], height=0.5, color=COLOURS[0])
+        importance.set(xlabel="share of the variance of the loss", xlim=(0, 1))
+        importance.grid(axis="y", visible=False)
+    return figure
