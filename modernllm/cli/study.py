@@ -63,6 +63,7 @@ def status(studies, profile):
     "modernllm study run --profile smoke",
     "modernllm study run lm_baselines --profile cpu --jobs 2",
     "modernllm study run lm_baselines --keep-going    go on with other runs when one fails",
+    "modernllm study run --report    then render paper and slides",
     "modernllm study run lm_baselines --bucket /bucket    on a machine that may be taken away, see infra/",
 ))
 @STUDIES
@@ -72,7 +73,9 @@ def status(studies, profile):
 @click.option("--bucket", type=click.Path(file_okay=False, path_type=Path),
               help="Folder that outlives this machine: go on from the runs in it, and copy them there as they grow.")
 @click.option("--copy-every", default=60.0, show_default=True, help="Seconds between two copies into the bucket.")
-def run(studies, profile, jobs, keep_going, bucket, copy_every):
+@click.option("--report", is_flag=True, help="Then render paper and slides, as `modernllm report build` does.")
+@click.pass_context
+def run(context, studies, profile, jobs, keep_going, bucket, copy_every, report):
     "Run what is stale, then the summaries. Running it again does nothing."
     names = checked(studies, profile)
     from modernllm.core.project import settings
@@ -81,6 +84,9 @@ def run(studies, profile, jobs, keep_going, bucket, copy_every):
     kept = kept_in(bucket.absolute() / profile, settings().runs / profile, copy_every, click.echo) if bucket else nullcontext()
     with kept:
         batch.run_studies(names, profile, jobs=jobs, keep_going=keep_going)
+    if report:  # in this process, which has read the code of all studies
+        from .report import build
+        context.invoke(build, profile=profile)
 
 # %% ../../nbs/70_cli/study.ipynb #521d9053
 @study.command("exec", epilog=examples("modernllm study exec runs/smoke/lm_baselines/small/s0    run or finish this one run"))

@@ -169,6 +169,12 @@ def _imports(tree: ast.Module, module: str, file: Path | None) -> set[str]:
     return found.union(*map(_named, run_texts(tree)))
 
 
+@lru_cache(maxsize=1024)
+def _imports_of(text: str, module: str, file: Path, present: frozenset[str]) -> set[str]:
+    "What a module imports. The studies share most of their modules; which modules are `present` decides what a name means."
+    return _imports(parse(text), module, file)
+
+
 def _named(text: str) -> set[str]:
     "What a text that is run imports; where it is no Python with imports, all that it names."
     try:
@@ -198,6 +204,7 @@ def static_closure(
     else:
         waiting = set(start)
     closure: dict[str, Path] = {}
+    present = frozenset(_modules_of(PACKAGE.name))
     while waiting:
         module = waiting.pop()
         file = _file_of(module)
@@ -205,7 +212,7 @@ def static_closure(
             continue
         closure[module] = file
         parent = module.rpartition(".")[0]
-        waiting |= _imports(parse(file.read_text(encoding="utf-8")), module, file) | ({parent} if parent else set())
+        waiting |= _imports_of(file.read_text(encoding="utf-8"), module, file, present) | ({parent} if parent else set())
     return dict(sorted({**closure, **beside}.items()))
 
 

@@ -64,7 +64,9 @@ def _upstream(profile: str, name: str, source: dict) -> tuple[dict, Path]:
     path = folder / artifact.path
     found = path_sha256(path)[0]
     if found != artifact.sha256:
-        raise InputError(f"input '{name}': {path} has hash {found[:12]}, its record says {artifact.sha256[:12]}")
+        hashes = f"hash {found[:12]}, on record {artifact.sha256[:12]}"
+        raise InputError(f"input '{name}': {path} was changed after its run ({hashes}); "
+                         f"undo that, or remove {folder} and run again")
     return {**wanted, "record_sha256": record.content_sha256(), "artifact_sha256": artifact.sha256}, path
 
 

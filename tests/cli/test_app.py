@@ -5,8 +5,10 @@ import sys
 import click
 import pytest
 
+from modernllm.cli import report
 from modernllm.cli.app import cli, explain, main
 from modernllm.core.config import InputError, RunFailed
+from modernllm.workflow import batch
 
 
 @pytest.fixture
@@ -108,3 +110,17 @@ def test_every_command_teaches_by_example(capsys, path, command):
 
 def test_messages_lose_their_line_breaks():
     assert explain(InputError("a\n  b")) == (2, "a b")
+
+
+def test_with_report_documents_are_built_after_runs_and_not_after_a_failure(monkeypatch):
+    called = []
+    monkeypatch.setattr(batch, "run_studies", lambda names, profile, **_: called.append(("runs", profile)))
+    monkeypatch.setattr(report.build, "callback", lambda **given: called.append(given))
+    assert main(["study", "run", "--profile", "cpu", "--report"]) == 0
+    assert called == [("runs", "cpu"), {"what": "all", "profile": "cpu", "renderer": None}]
+
+    def fail(*_, **__):
+        raise RunFailed("lm_baselines/small/s0 failed")
+
+    monkeypatch.setattr(batch, "run_studies", fail)
+    assert main(["study", "run", "--report"]) == 1 and len(called) == 2
