@@ -50,12 +50,15 @@ ALONE = [  # what measures time, the most important first
 def plan(
     rehearsal: bool,
 ) -> list:  # of `benchmarking.sections.Section`
-    "The sections in order."
+    "The sections in order; of those that are alike at the sizes of a rehearsal, the first."
     from modernllm.benchmarking.sections import Section
-    machine = Section("machine", COSTS + "machine", 40, {"rehearsal": rehearsal})
-    kinds = (BESIDE, {"beside": True}), (FIRST, {}), (ALONE, {"alone": True})
-    return [machine, *(Section(name, where, share, {**given, **(tiny if rehearsal else {}), "rehearsal": rehearsal}, **kind)
-                       for rows, kind in kinds for name, where, share, given, tiny in rows)]
+    found = [Section("machine", COSTS + "machine", 40, {"rehearsal": rehearsal})]
+    for rows, kind in (BESIDE, {"beside": True}), (FIRST, {}), (ALONE, {"alone": True}):
+        for name, where, share, given, tiny in rows:
+            given = {**given, **(tiny if rehearsal else {}), "rehearsal": rehearsal}
+            if (where, given) not in [(section.where, section.given) for section in found]:
+                found.append(Section(name, where, share, given, **kind))
+    return found
 
 # %% ../../nbs/70_cli/gpu_check.ipynb #7b23c1e3
 def missing_gpu() -> str:  # "": there is one
@@ -81,6 +84,7 @@ def tell(
 def keep(
     run,  # a `core.runs.Run`
     outcomes: list,  # of `benchmarking.sections.Outcome`
+    planned: int,  # sections
     device: str,
 ) -> Path:  # where the record is
     "One record of all sections, at the place in the folder of runs that it will have below `data/records/gpu`."
@@ -98,7 +102,7 @@ def keep(
         record_into(outcome, run)
     run.text("status", [f"{outcome.section}: {outcome.status}" for outcome in outcomes])
     done, failed = sum(outcome.status == "done" for outcome in outcomes), sum(len(outcome.failed) for outcome in outcomes)
-    run.metric("sections_done", done, unit="sections", n_items=len(plan(False)), better="higher")
+    run.metric("sections_done", done, unit="sections", n_items=planned, better="higher")
     run.metric("checks_failed", failed, unit="checks", better="lower")
     record = run.finish()
     command = "modernllm gpu-check " + " ".join(f"--{option} {value}" for option, value in run.params.items())
@@ -130,14 +134,14 @@ def gpu_check(minutes, device):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was found until then is kept
-    outcomes, environment = [], {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    sections, outcomes, environment = plan(device == "cpu"), [], {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     with suppress(KeyboardInterrupt):
-        for outcome in run_sections(plan(device == "cpu"), 60 * minutes, path, **environment):
+        for outcome in run_sections(sections, 60 * minutes, path, **environment):
             outcomes.append(outcome)
             tell(outcome)
-    click.echo(f"\nrecord: {keep(run, outcomes, device)}")
+    click.echo(f"\nrecord: {keep(run, outcomes, len(sections), device)}")
     bad = [f"{outcome.section} {outcome.status}" for outcome in outcomes if outcome.status != "done"]
-    bad += [f"{section.name} not run" for section in plan(False)[len(outcomes) :]]
+    bad += [f"{section.name} not run" for section in sections[len(outcomes) :]]
     bad += [f"{len(outcome.failed)} checks of {outcome.section}" for outcome in outcomes if outcome.failed]
     if bad:
         raise RunFailed(f"not everything is as it should be: {'; '.join(bad)}")
