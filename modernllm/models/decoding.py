@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from .cache import RollingCache
 from .feedforward import RMSNorm
+from .graph_decoding import GraphStep, fits_graph_step, keep_step, take_step
 from .moe import SparseMoE
 from .plain import is_unmodified
 
@@ -271,13 +272,18 @@ def decode(
         input_ids = torch.cat((input_ids, tokens[:, None]), 1)
         unfinished = unfinished & ~stopping_criteria(input_ids, None)
         if not unfinished.any():
+            if type(step) is GraphStep:
+                keep_step(model, step)
             return input_ids
         if step is None:
             positions = positions[:, -1:]
             positions = positions[:1] if (positions == positions[0]).all() else positions
-            if type(cache) is DynamicCache and fits_fast_step(model):
-                so_far = cache.get_seq_length()
-                step = FastStep(model, cache, mask, positions, batch, min(limit or so_far + 256, so_far + 256))
+            so_far, grows = cache.get_seq_length(), type(cache) is DynamicCache
+            room = min(limit or so_far + 256, so_far + 256)
+            if grows and fits_fast_step(model):
+                step = FastStep(model, cache, mask, positions, batch, room)
+            elif grows and fits_graph_step(model):
+                step = take_step(model, batch, room).start(cache, mask, positions)
             else:
                 step = ModelStep(model, cache, mask, positions)
         logits = step(tokens)
