@@ -56,6 +56,7 @@ class EngineKind:
     exact: bool  # float32 weights: the answers are those of `transformers`
     package: str | None = None  # that must be installed
     install: str = ""  # the command
+    models: tuple[str, ...] = ("seq2seq", "causal")  # kinds that it runs
 
 
 _CT2 = {"package": "ctranslate2", "install": "pip install ctranslate2"}
@@ -63,7 +64,7 @@ _LLAMA = {"package": "cyllama", "install": "pip install --no-deps cyllama"}
 ENGINES = {
     "torch": EngineKind("torch_engines:TorchEngine", "transformers' generate, float32", True),
     "int8": EngineKind("torch_engines:int8_engine", "PyTorch, linear layers in dynamic int8", False),
-    "export": EngineKind("export_engine:ExportEngine", "torch.export, float32", True),
+    "export": EngineKind("export_engine:ExportEngine", "torch.export, float32", True, models=("seq2seq",)),
     "ct2": EngineKind("ct2_engine:CT2Engine", "CTranslate2, float32", True, **_CT2),
     "ct2-int8": EngineKind("ct2_engine:CT2Engine", "CTranslate2, int8", False, **_CT2),
     "gguf": EngineKind("gguf_engine:GGUFEngine", "llama.cpp, float32", True, **_LLAMA),
@@ -71,9 +72,12 @@ ENGINES = {
 }
 
 
-def installed_engines() -> list[str]:
-    "Names of the engines whose package is installed."
-    return [name for name, kind in ENGINES.items() if kind.package is None or find_spec(kind.package)]
+def installed_engines(
+    model: str | None = None,  # of `model_kind`; None: any
+) -> list[str]:
+    "Names of the engines whose package is installed and which run this kind of model."
+    return [name for name, kind in ENGINES.items()
+            if (kind.package is None or find_spec(kind.package)) and (model is None or model in kind.models)]
 
 # %% ../../nbs/56_rewriting/engine.ipynb #ea000008
 def load_engine(

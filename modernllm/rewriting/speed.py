@@ -21,7 +21,7 @@ from ..data.tokenizers import train_bpe
 from ..evaluation.metrics import rouge_scores
 from ..models.pretrained import model_folder
 from ..models.sources import load_tokenizer, save_model
-from .engine import ENGINES, Engine, installed_engines, load_engine, saved_config, saved_ends
+from .engine import ENGINES, Engine, installed_engines, load_engine, model_kind, saved_config, saved_ends
 
 # %% ../../nbs/56_rewriting/speed.ipynb #f2000005
 _FLAN = {"vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
@@ -117,7 +117,7 @@ def compare_engines(
     folder: str | Path,  # of a saved model
     sources: Sequence[Sequence[int]] | None = None,  # token ids; None: random ones of `tokens_in`
     references: Sequence[str] | None = None,  # what the answers should be; None: no ROUGE-L
-    engines: Sequence[str] | None = None,  # of ENGINES; None: all that are installed
+    engines: Sequence[str] | None = None,  # of ENGINES; None: all that are installed and run this kind of model
     *,
     threads: int = 1,
     rounds: int = 20,
@@ -127,8 +127,9 @@ def compare_engines(
     "Latency of single requests by each engine, and answers to all sources in batches of 16."
     if rounds < 2 or tokens_in < 2:
         raise InputError(f"rounds and tokens_in: given {rounds} and {tokens_in}, allowed 2 and up")
-    names = [check_name("engine", name, ENGINES) for name in engines or installed_engines()]
-    names, folder = ["torch", *(name for name in names if name != "torch")], model_folder(folder)
+    folder = model_folder(folder)
+    names = [check_name("engine", name, ENGINES) for name in engines or installed_engines(model_kind(folder))]
+    names = ["torch", *(name for name in names if name != "torch")]
     sources = sources or random_sources(folder, tokens_in)
     loaded = {name: load_engine(folder, name, threads) for name in names}
     work = (f"{len(sources)} sources of {fmean(map(len, sources)):.0f} tokens, "

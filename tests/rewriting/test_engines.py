@@ -14,6 +14,7 @@ from modernllm.models.transformer import ModernDecoderLM
 from modernllm.rewriting import engine as engines
 from modernllm.rewriting.engine import ENGINES, installed_engines, load_engine
 from modernllm.rewriting.quantize import quantize
+from modernllm.rewriting.speed import compare_engines
 from modernllm.rewriting.torch_engines import train_copying
 
 FORMS = {"t5": {}, "t5-1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}}
@@ -71,16 +72,20 @@ def test_equal_answers(trained, name, form):
     engine.close()
 
 
-@pytest.mark.parametrize("name", ["int8", "ct2", "ct2-int8", "gguf", "gguf-q8"])
-@pytest.mark.parametrize("kind", ["llama", "modernllm"])
-def test_decoders(tmp_path, tokenizer, kind, name):
+def save_decoder(folder, tokenizer, kind="llama"):
     torch.manual_seed(0)
     ids = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 1}
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2}
     kinds = {"llama": (LlamaForCausalLM, LlamaConfig), "modernllm": (ModernDecoderLM, ModernLLMConfig)}
     model, config = kinds[kind]
-    save_model(tmp_path, model(config(vocab_size=288, initializer_range=0.4, **shape, **ids)), tokenizer)
+    save_model(folder, model(config(vocab_size=288, initializer_range=0.4, **shape, **ids)), tokenizer)
+
+
+@pytest.mark.parametrize("name", ["int8", "ct2", "ct2-int8", "gguf", "gguf-q8"])
+@pytest.mark.parametrize("kind", ["llama", "modernllm"])
+def test_decoders(tmp_path, tokenizer, kind, name):
+    save_decoder(tmp_path, tokenizer, kind)
     prompts = [[9, 8, 30, 22], [40, 7], [100, 101, 102, 103, 104, 200]]
     reference = load_engine(tmp_path).generate(prompts, 6, 3)
     assert reference == [load_engine(tmp_path).generate([prompt], 6, 3)[0] for prompt in prompts]  # padding changes nothing
@@ -89,6 +94,12 @@ def test_decoders(tmp_path, tokenizer, kind, name):
         assert said == reference
     else:
         assert [len(row) for row in said] and said[0][0] == reference[0][0]
+
+
+def test_a_decoder_is_timed_with_the_engines_that_run_decoders(tmp_path, tokenizer):
+    save_decoder(tmp_path, tokenizer)
+    assert "export" in installed_engines() and "export" not in installed_engines("causal")
+    assert list(compare_engines(tmp_path, rounds=2, tokens_in=4, tokens_out=3).seconds) == installed_engines("causal")
 
 
 def test_files_are_made_again_for_other_weights(trained, tmp_path, tokenizer):
