@@ -61,7 +61,9 @@ class CT2Engine:
         self.name, self.seq2seq, self.ends = name, model_kind(folder) == "seq2seq", saved_ends(folder)
         program = ctranslate2.Translator if self.seq2seq else ctranslate2.Generator
         self.workers = threads or hardware()["cores"]  # of one thread each: threads that share a row wait for each other
+        of_torch = torch.get_num_threads()
         self.program = program(str(files), compute_type=quantisation or "float32", inter_threads=self.workers, intra_threads=1)
+        torch.set_num_threads(of_torch)  # loading has made it one, for the whole process
 
     def generate(self, ids: Sequence[Sequence[int]], max_new_tokens: int, min_new_tokens: int = 0) -> list[list[int]]:
         words = [list(map(str, row)) for row in ids]

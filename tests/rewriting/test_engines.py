@@ -96,6 +96,18 @@ def test_decoders(tmp_path, tokenizer, kind, name):
         assert [len(row) for row in said] and said[0][0] == reference[0][0]
 
 
+@pytest.mark.parametrize("name", ["ct2", "ct2-int8"])
+def test_loading_leaves_torch_its_threads(tmp_path, tokenizer, name):
+    save_decoder(tmp_path, tokenizer)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        load(tmp_path, name, threads=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_decoder_is_timed_with_the_engines_that_run_decoders(tmp_path, tokenizer):
     save_decoder(tmp_path, tokenizer)
     assert "export" in installed_engines() and "export" not in installed_engines("causal")
