@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'name_parts', 'label', 'markdown', 'mark', 'splits', 'metrics_table', 'cost_table', 'settings_table',
-           'save', 'shorten', 'samples', 'terminal', 'headline']
+           'processors', 'save', 'shorten', 'samples', 'terminal', 'headline']
 
 # %% ../../nbs/60_reporting/tables.ipynb #723da4e3
 import re
+from collections import Counter
 
 import pandas as pd
 
@@ -128,6 +129,14 @@ def settings_table(
                         columns=["setting", *map(escape, params)])
 
 # %% ../../nbs/60_reporting/tables.ipynb #211c0810
+def processors(
+    records: list[Record],  # of one study
+) -> str:  # sentence for captions, or ""
+    "The runs made on each kind of processor, if there are several: their rounding differs, and so do trained weights."
+    found = Counter(record.provenance.hardware.get("cpu", "unknown") for record in records)
+    return f"Runs by processor: {', '.join(f'{escape(cpu)} {n}' for cpu, n in found.items())}." if len(found) > 1 else ""
+
+
 def save(
     table: pd.DataFrame,  # of strings
     name: str,  # "<study>-<what>" with hyphens: label `@tbl-<name>`, file `_tables/<name>.md`
@@ -137,7 +146,7 @@ def save(
     "Write a table of a summary; the caption says what must be said about the data."
     profile, summary = records[0].profile, summarise(rows(records))
     summary.attrs["profile"] = profile
-    text = markdown(table, name, f"{caption} {mark(summary)}")
+    text = markdown(table, name, f"{caption} {processors(records)} {mark(summary)}")
     return atomic_write(settings().results(profile) / f"{name}.md", text)
 
 # %% ../../nbs/60_reporting/tables.ipynb #9a22b818

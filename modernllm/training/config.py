@@ -16,6 +16,7 @@ from typing import Literal
 import pydantic
 
 from ..core.config import Config, InputError
+from ..core.installation import bfloat16_units
 from .data_order import epoch_length
 from .schedule import learning_rate
 
@@ -124,8 +125,7 @@ def uses_bfloat16(
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return device.type == "cpu" and bfloat16_units()
 
 # %% ../../nbs/30_training/config.ipynb #26483503
 RESUMABLE_FIELDS = {  # may differ between a checkpoint and the run that resumes from it: they leave the weights as they are
