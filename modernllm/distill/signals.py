@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SignalSettings', 'check_vocabulary', 'TeacherHead', 'TopLogits', 'SampledTokens', 'Signal', 'TeacherSignal',
-           'logit_chunks', 'top_logits', 'draw_tokens', 'kept_attention', 'model_sha256', 'OnlineTeacher']
+           'logit_chunks', 'top_logits', 'draw_tokens', 'kept_attention', 'model_sha256', 'OnlineTeacher',
+           'narrow_teacher']
 
 # %% ../../nbs/53_distill/signals.ipynb #e0a85c60
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -24,6 +25,7 @@ from ..core.provenance import text_sha256
 from ..data.encoding import IGNORE
 from .shards import tensors_sha256
 from ..models.budget import model_flops
+from ..models.frozen import frozen_in_bfloat16
 from ..models.logprobs import ROWS, ROWS_ELSEWHERE
 from ..models.output_head import no_cache_kwargs, output_head
 from ..models.transformer import softcap
@@ -274,3 +276,14 @@ class OnlineTeacher(TeacherSignal):
             return None
         _check_finite(logits.hidden if isinstance(logits, TeacherHead) else logits)
         return logits
+
+# %% ../../nbs/53_distill/signals.ipynb #5e0c71d6
+def narrow_teacher(
+    teacher: TeacherSignal,
+    bf16: bool,  # the training runs under bfloat16 autocast
+) -> AbstractContextManager:
+    "Holds an online teacher's linear layers in bfloat16 inside the block; its identity stays that of its float32 weights."
+    if not bf16 or not isinstance(teacher, OnlineTeacher):
+        return nullcontext()
+    teacher.identity()  # keeps the checksum of these weights
+    return frozen_in_bfloat16(teacher.model)

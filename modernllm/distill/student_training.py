@@ -19,12 +19,12 @@ from ..data.corpus import TokenSplit
 from .distillation import Distillation, DistillationSettings
 from .fixed_blocks import FixedBlocks
 from .recording import RecordedTeacher
-from .signals import TeacherSignal
+from .signals import TeacherSignal, narrow_teacher
 from .whitening import Whitening, layer_states, whitening_statistics
 from ..evaluation.perplexity import PerplexityCard, perplexity_card, prefix_loss
 from ..experiments.finetuning import Tuned, finetune, finetune_config
 from ..training.callbacks import Callback
-from ..training.config import TrainConfig
+from ..training.config import TrainConfig, uses_bfloat16
 
 # %% ../../nbs/53_distill/student_training.ipynb #8ea1b95f
 class StudentSettings(Config):
@@ -89,7 +89,8 @@ def train_student(
     seed_everything(config.seed)  # of the projectors' first weights
     objective = Distillation(student, teacher, loss, whitening)
     evaluate = prefix_loss(validation, context=settings.context, max_tokens=settings.eval_tokens)
-    return finetune(student, objective, blocks, evaluate, config, callbacks=callbacks, folder=folder, telemetry=telemetry)
+    with narrow_teacher(teacher, uses_bfloat16(config.precision, next(student.parameters()).device)):
+        return finetune(student, objective, blocks, evaluate, config, callbacks=callbacks, folder=folder, telemetry=telemetry)
 
 
 def student_card(

@@ -13,6 +13,7 @@ import torch
 
 from ..benchmarking.processes import Compared, Side, Turn, TurnCallback, compare
 from ..benchmarking.timing import OURS
+from ..benchmarking.trainer_sides import our_config, peer_arguments, turn_callback
 from ..core.config import InputError
 from ..data.encoding import RowBatches
 from .adapters import LoraSettings, add_lora
@@ -22,7 +23,6 @@ from .tasks import find_task, read_task
 from ..data.templates import write_prompt
 from ..models.frozen import frozen_in_bfloat16
 from ..models.sources import load_pretrained, save_model
-from ..training.config import TrainConfig
 from ..training.objectives import LanguageModelling
 from ..training.trainer import Trainer
 
@@ -46,41 +46,25 @@ def train_ours(turn: Turn, folder: str, batches: str, steps: int, learning_rate:
     "Our side, in its process."
     torch.manual_seed(0)
     model = add_lora(load_pretrained(folder)[0], LoraSettings())
-    config = TrainConfig(max_steps=10**9, learning_rate=learning_rate, schedule="constant", warmup_steps=0, precision="bf16",
-                         log_every=10**6)
+    config, callbacks = our_config(learning_rate, bf16=True), [TurnCallback(turn, steps)]
     with frozen_in_bfloat16(model):
-        Trainer(model, LanguageModelling(), _Batches(batches), config, callbacks=[TurnCallback(turn, steps)]).fit()
+        Trainer(model, LanguageModelling(), _Batches(batches), config, callbacks=callbacks).fit()
 
 # %% ../../nbs/51_hf/speed.ipynb #b2f00006
 def train_peer(turn: Turn, folder: str, batches: str, steps: int, learning_rate: float) -> None:
     "peft with the Trainer of `transformers`, in its process."
     import transformers
 
-    class Waits(transformers.TrainerCallback):
-        def on_train_begin(self, args, state, control, **more):
-            turn()
-
-        def on_step_end(self, args, state, control, **more):
-            control.should_log = state.global_step % steps == 0
-
-        def on_log(self, args, state, control, logs, **more):
-            turn(logs["loss"])
-
     settings = LoraSettings()
     torch.manual_seed(0)
     model = add_lora(load_pretrained(folder)[0], settings)
-    given = TrainConfig(max_steps=1)  # for what both sides should share
+    shared = peer_arguments(our_config(learning_rate, bf16=True))
     with tempfile.TemporaryDirectory() as out:
-        args = transformers.TrainingArguments(
-            out, max_steps=10**6, per_device_train_batch_size=1, learning_rate=learning_rate, lr_scheduler_type="constant",
-            bf16=True, use_cpu=not torch.cuda.is_available(), optim="adamw_torch_fused", weight_decay=given.weight_decay,
-            adam_beta1=given.beta1, adam_beta2=given.beta2, adam_epsilon=given.eps, max_grad_norm=given.grad_clip,
-            remove_unused_columns=False, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
-            dataloader_pin_memory=False, train_sampling_strategy="sequential",
-        )
+        args = transformers.TrainingArguments(out, per_device_train_batch_size=1, remove_unused_columns=False, **shared)
         kept = [{"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": batch["targets"],
                  "shift_labels": batch["targets"]} for batch in _Batches(batches).kept]
-        transformers.Trainer(model, args, train_dataset=kept, data_collator=lambda one: one[0], callbacks=[Waits()]).train()
+        transformers.Trainer(model, args, train_dataset=kept, data_collator=lambda one: one[0],
+                             callbacks=[turn_callback(turn, steps)]).train()
 
 # %% ../../nbs/51_hf/speed.ipynb #b2f00007
 def _stored(folder: str, model: str) -> tuple[str, object]:
