@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Positive', 'FOLDERS', 'TOKENIZERS_OWN', 'DataConfig', 'Described', 'Recipe', 'fields', 'by_owner', 'make_recipe',
-           'check_folder', 'read_record', 'claim', 'add_to_record', 'save_trained', 'read_recipe']
+           'check_place', 'check_folder', 'read_record', 'claim', 'add_to_record', 'save_trained', 'read_recipe']
 
 # %% ../../nbs/70_cli/recipe.ipynb #bfdc0147
 import dataclasses
@@ -134,12 +134,21 @@ def make_recipe(
     return Recipe(data, own["model"], TrainConfig(**own["training"]), dict(values))
 
 # %% ../../nbs/70_cli/recipe.ipynb #6ca8fd75
+def check_place(
+    folder: Path,  # where checkpoints and the model are to go
+):
+    "Refuse a folder that holds something else than a training; write nothing."
+    if folder.exists() and not (folder / "recipe.yaml").exists() and any(file.name != ".lock" for file in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no training run; choose another --out")
+
+
 def check_folder(
     folder: Path,  # where checkpoints and the model are to go
     recipe: Described,
 ):
     "Refuse a folder that holds another training or something else; write nothing."
     from modernllm.training.config import RESUMABLE_FIELDS
+    check_place(folder)
     path = folder / "recipe.yaml"
     if path.exists():
         there = load_yaml(path)
@@ -153,8 +162,6 @@ def check_folder(
         if changed:
             raise InputError(f"{folder} holds a run on other contents: {changed[0]}={recipe.stored[changed[0]]} has changed "
                              "since; choose another --out")
-    elif folder.exists() and any(file.name != ".lock" for file in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no training run; choose another --out")
 
 
 def read_record(

@@ -14,15 +14,18 @@ from .app import examples
 
 # %% ../../nbs/70_cli/rewrite_engines.ipynb #f3000005
 @click.command(short_help="Make the files of a quantised engine.", epilog=examples(
-    "modernllm rewrite quantize runs/rewrite/1a2b3c4d --engine ct2",
+    "modernllm rewrite quantize runs/rewrite/1a2b3c4d",
     "modernllm rewrite quantize MODEL --engine gguf              a file for llama.cpp",
 ))
 @click.argument("folder")
-@click.option("--engine", default="ct2", show_default=True, help="int8, ct2 or gguf.")
+@click.option("--engine", default="ct2-int8", show_default=True, help="int8, ct2-int8 (or ct2), gguf-q8 (or gguf).")
 def quantize(folder, engine):
-    "Make what an engine with quantised weights reads, in FOLDER/engines, and print the sizes before and after."
+    """Make what an engine with quantised weights reads, in `engines` beside the weights, and print the sizes before and after.
+
+    `int8` has no files: its weights are quantised each time it is loaded. A GGUF file is written without llama.cpp, too."""
     from modernllm.rewriting.quantize import quantize as make
-    click.echo(make(folder, engine))
+    made = make(folder, engine)
+    click.echo(f"{made}; next: modernllm serve {folder} --engine {made.engine}")
 
 # %% ../../nbs/70_cli/rewrite_engines.ipynb #f3000007
 def task_sources(

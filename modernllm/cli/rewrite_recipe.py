@@ -53,6 +53,13 @@ class RewritePlan:
     test_rows: int | None
     chosen: Chosen
 
+    def lines(self) -> list[str]:
+        "Every setting with its value and where it comes from."
+        parts = (self.asked, self.tuning, self.training, *([self.mini] if self.asked.model == "t5-mini" else []))
+        values = {name: value for part in parts for name, value in part.to_dict().items()} | {"test_rows": self.test_rows}
+        names = [name for name in rewrite_fields() if name in values]
+        return [f"{name:24} {values[name]!s:16} {self.chosen.origin.get(name, 'default')}" for name in names]
+
     def recipe(
         self,
         weights: Weights,

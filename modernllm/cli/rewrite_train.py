@@ -79,18 +79,21 @@ def train(values, data, model, environment, out):
     Prints every parameter and where it comes from, trains, evaluates on conversations that were kept apart, and leaves one
     folder with model, tokenizer, recipe and scores."""
     from modernllm.cli.finetune import fit_task
-    from modernllm.cli.recipe import check_folder
+    from modernllm.cli.recipe import check_folder, check_place
     from modernllm.cli.rewrite_recipe import make_rewrite_plan
     from modernllm.core.project import settings
     from modernllm.rewriting.settings import environment_here
     environment = environment or environment_here()
     plan = make_rewrite_plan(values, data, model, environment)
-    click.echo("\n".join([f"query rewriting: set {data}, model {model}, environment {environment}", *plan.chosen.lines()]))
+    click.echo("\n".join([f"query rewriting: set {data}, model {model}, environment {environment}", *plan.lines()]))
+    if out:  # before the work of making t5-mini
+        check_place(out)
+        out.mkdir(parents=True, exist_ok=True)
     recipe = plan.recipe(plan.weights())
     out = out or settings().runs / "rewrite" / recipe.key
     check_folder(out, recipe)
     fit_task(recipe, out)
     click.echo("\n".join(describe(score_folder(out, recipe, plan.test_rows))))
     click.echo(f"model in {out / 'model'}, predictions in {out / 'scores'}; next:\n"
-               f"  modernllm rewrite quantize {out} --engine int8\n"
-               f"  modernllm serve {out}\n  modernllm evaluate {out} --task query_rewriting --split out_of_domain")
+               f"  modernllm rewrite bench {out}\n  modernllm rewrite quantize {out} --engine ct2-int8\n"
+               f"  modernllm serve {out} --engine ct2-int8")

@@ -198,9 +198,9 @@ def _catalogued(stand_in: str | None) -> tuple[dict, dict[str, list[dict]]]:
         check_stand_in(stand_in, CATALOGUE["canard"])
     try:
         read = {name: load(name, split) for name, (split, _) in _SETS.items()}
-    except NotAvailable:
+    except NotAvailable as missing:
         if stand_in is None:
-            raise
+            raise NotAvailable(f"{missing}; a .jsonl file of your own rows (history, query, rewrite) will do, too") from None
         return _stand_in(stand_in)
     rows = {name: list(map(_SETS[name][1], loaded.dataset)) for name, loaded in read.items()}
     in_domain = _by_group(rows["canard"] + rows["marco_rewrites"])
@@ -215,7 +215,7 @@ def read_rewrites(
     "A split of the three sets together, or of a file; `InputError` for a bad line, which it names."
     path = find_path(str(portion)) if portion not in PORTIONS else None
     if portion not in PORTIONS and (path is None or not path.is_file()):
-        raise InputError(f"portion is '{portion}'; allowed: {', '.join(PORTIONS)}, or a .jsonl file that is there")
+        raise InputError(f"query rewriting has no set '{portion}'; allowed: {', '.join(PORTIONS)}, or a .jsonl file that exists")
     origin, parts = _own(path) if path else _catalogued(stand_in)
     rows, note = _without_known(parts, check_name("split", split, parts))
     if portion == "dev" and split in ("train", "validation"):

@@ -104,7 +104,8 @@ def model_folder(
     found = found / "model" if (found / "model" / "config.json").exists() else found
     for name in ("config.json", "tokenizer.json"):
         if not (found / name).exists():
-            raise InputError(f"{folder} is not a saved model: it has no {name}; `modernllm train` makes one")
+            raise InputError(f"{folder} is not a saved model: it has no {name}; `modernllm train`, `finetune` and "
+                             "`rewrite train` make one")
     return found
 
 # %% ../../nbs/20_models/pretrained.ipynb #cafd99cb

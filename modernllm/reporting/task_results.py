@@ -156,7 +156,8 @@ def mistakes_table(
     for variant, runs in groups.items():
         for row in mistakes(runs[0], passes).itertuples():
             interval = f"({percent(row.low, 0)}–{percent(row.high, 0)})"
-            cell = f"{row.errors} of {row.of}: {percent(row.share, 0)} % {interval}; {percent(row.of_right, 0)} %"
+            right = "none right" if math.isnan(row.of_right) else f"{percent(row.of_right, 0)} %"
+            cell = f"{row.errors} of {row.of}: {percent(row.share, 0)} % {interval}; {right}"
             columns.setdefault(variant, {})[row.category] = cell
     return pd.DataFrame(columns).fillna("–").rename_axis("category").reset_index()
 

@@ -60,7 +60,7 @@ class EngineKind:
 
 
 _CT2 = {"package": "ctranslate2", "install": "pip install ctranslate2"}
-_LLAMA = {"package": "cyllama", "install": "pip install --no-deps cyllama"}
+_LLAMA = {"package": "cyllama", "install": "pip install --no-deps cyllama -c constraints.txt"}
 ENGINES = {
     "torch": EngineKind("torch_engines:TorchEngine", "transformers' generate, float32", True),
     "int8": EngineKind("torch_engines:int8_engine", "PyTorch, linear layers in dynamic int8", False),

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..core.config import check_name
 from ..models.pretrained import model_folder
-from .engine import load_engine
+from .engine import installed_engines, load_engine
+from .gguf_engine import gguf_file
 
 QUANTISED = {"int8": "int8", "ct2": "ct2-int8", "gguf": "gguf-q8"}  # what a person asks for: the engine
 
@@ -34,12 +35,16 @@ class Sizes:
 
 def quantize(
     folder: str | Path,  # of a saved model
-    engine: str,  # one of QUANTISED
+    engine: str,  # one of QUANTISED, by its short or its full name
 ) -> Sizes:
-    "Make the files of an engine with quantised weights; the engine is loaded once to see that it works."
-    name = QUANTISED[check_name("engine", engine, QUANTISED)]
+    "Make the files of an engine with quantised weights; an engine that is installed is loaded once to see that it works."
+    name = QUANTISED.get(engine, engine)
+    check_name("engine", engine, sorted({*QUANTISED, *QUANTISED.values()}))
     folder = model_folder(folder)
-    load_engine(folder, name).close()
+    if name == "gguf-q8" and name not in installed_engines():
+        gguf_file(folder, name)
+    else:
+        load_engine(folder, name).close()
     size = lambda paths: sum(path.stat().st_size for path in paths if path.is_file())
     before, files = size(folder.glob("*.safetensors")), folder / "engines" / name
     return Sizes(name, before, size(files.rglob("*")) if files.exists() else before, files if files.exists() else folder)

@@ -103,9 +103,10 @@ def template_of(
     folder: Path,  # of a model
 ) -> Template:
     "The template that a model was trained with, by its recipe; `InputError` where it was trained on another task."
-    recipe = load_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else {}
-    if recipe.get("task", "query_rewriting") != "query_rewriting":
-        raise InputError(f"{folder}: its model was trained on the task {recipe['task']}; allowed: one trained on query_rewriting")
+    recipe = load_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else {"task": "query_rewriting"}
+    if (task := recipe.get("task")) != "query_rewriting":
+        raise InputError(f"{folder}: its model was trained on {f'the task {task}' if task else 'text, on no task'}; allowed: one "
+                         "trained on query_rewriting, as `modernllm rewrite train` makes it")
     return replace(TEMPLATES["query_rewriting"], form=recipe.get("form", "auto"))
 
 # %% ../../nbs/56_rewriting/rewriter.ipynb #c5600014
@@ -114,10 +115,12 @@ def check_lists(
     history: Sequence[Sequence[str]],  # turns before each
 ) -> None:
     "Refuse a text in place of a list, which Python would take for a list of letters, and lists of other lengths."
-    if isinstance(queries, str):
-        raise InputError("queries: is a text; allowed: a list of texts")
-    if isinstance(history, str) or any(isinstance(turns, str) for turns in history):
-        raise InputError("history: holds a text; allowed: a list of texts for each query")
+    texts = lambda given: not isinstance(given, str) and all(isinstance(text, str) for text in given)
+    if not texts(queries):
+        what = "is a text" if isinstance(queries, str) else "holds something else"
+        raise InputError(f"queries: {what}; allowed: a list of texts")
+    if isinstance(history, str) or not all(isinstance(turns, Sequence) and texts(turns) for turns in history):
+        raise InputError("history: holds something else; allowed: a list of texts for each query")
     if len(queries) != len(history):
         raise InputError(f"history: has {len(history)} conversations for {len(queries)} queries; allowed: one for each")
 
@@ -143,6 +146,8 @@ class Rewriter:
         max_new_tokens: int = 48,
     ) -> "Rewriter":
         "The model of a folder; a model of another kind or another task is refused."
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens: given {max_new_tokens}, allowed 1 and up")
         from modernllm.models.pretrained import model_folder
         from modernllm.models.sources import load_tokenizer
         place = model_folder(folder)

@@ -94,7 +94,8 @@ def page(
 
 # %% ../../nbs/56_rewriting/server.ipynb #5f56000e
 _ERRORS = {401: "no token", 408: "the body came too slowly", 413: "too many bytes", 415: "not JSON by its header",
-           422: "wrong by its content", 429: "the queue is full", 504: "it took too long"}
+           421: "another host by its header", 422: "wrong by its content", 429: "the queue is full",
+           503: "too many connections", 504: "it took too long"}
 
 
 async def rewrite_one(
@@ -140,7 +141,9 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def unknown(request: Request, error: StarletteHTTPException):
-        return Refused(error.status_code, error.detail, **(error.headers or {})).response()
+        allowed = ", ".join(sorted(route.path for route in app.routes))
+        what = {404: f"path: it is not known; allowed: {allowed}", 405: f"method: {request.method} is not for this path"}
+        return Refused(error.status_code, what.get(error.status_code, error.detail), **(error.headers or {})).response()
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect):
@@ -151,11 +154,11 @@ def add_pages(app: FastAPI) -> None:
     "The pages for a browser."
     chat, api = page("chat_page.html"), page("api_page.html")
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def show_chat():
         return chat
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def show_api():
         return api
 

@@ -113,7 +113,7 @@ def read_question(
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         names = [str(part)[:40] for part in first["loc"]]
         known = names and names[0] in model.model_fields
         what = re.sub("^Input should be", "allowed:", first["msg"])
@@ -121,4 +121,9 @@ def read_question(
             what = f"holds a field that is not known; allowed: {', '.join(model.model_fields)}"
         elif first["type"] == "missing":
             what = "it is missing; needed: a text"
+        elif first["type"] in ("string_too_short", "string_pattern_mismatch"):
+            what = "it is empty; needed: a text"
+        elif first["type"] in ("string_too_long", "too_long"):
+            unit = "texts" if first["type"] == "too_long" else "characters"
+            what = f"it is too long; allowed: up to {first['ctx']['max_length']:,} {unit}"
         raise InputError(f"{'.'.join(names) if known else 'body'}: {what}") from None

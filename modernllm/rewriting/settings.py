@@ -58,10 +58,6 @@ class Chosen:
     values: dict[str, object]  # by name
     origin: dict[str, str]  # by name: "all trainings", a model, a machine, or "given"
 
-    def lines(self) -> list[str]:
-        "A line for each setting."
-        return [f"{name:20} {value!s:20} {self.origin[name]}" for name, value in self.values.items()]
-
 
 def settings_of(
     model: str,  # one of MODELS, or of LIKE's keys for another model

@@ -133,7 +133,7 @@ def compare_engines(
     sources = sources or random_sources(folder, tokens_in)
     loaded = {name: load_engine(folder, name, threads) for name in names}
     work = (f"{len(sources)} sources of {fmean(map(len, sources)):.0f} tokens, "
-            f"{f'{tokens_out} tokens' if tokens_out else 'as many as the model writes'} out, {threads} threads")
+            f"{f'{tokens_out} tokens' if tokens_out else 'as many as the model writes'} out, threads: {threads}")
     seconds = latencies(loaded, sources, tokens_out, rounds)
     limits = (48, 0) if references else (tokens_out or 48, tokens_out or 0)
     said = {name: [answer for at in range(0, len(sources), 16) for answer in engine.generate(sources[at : at + 16], *limits)]

@@ -37,6 +37,8 @@ def test_one_folder_with_model_recipe_and_scores(base, capsys):
     out = base / "out"
     assert main(line(base, "--out", str(out))) == 0
     said = capsys.readouterr().out
+    listed = {row.split()[0] for row in said[: said.index("eval_loss")].splitlines() if row}
+    assert listed >= {"batch_size", "optimizer", "lora_alpha", "test_rows"} and not listed & {"mini_steps"}
     assert said.index("batch_size") < said.index("eval_loss") < said.index("eval_rouge_l") and "poor; the copied query" in said
     files = {"model.safetensors", "tokenizer.json", "recipe.yaml", "record.json"}
     assert files <= {path.name for path in (out / "model").iterdir()}
@@ -60,8 +62,14 @@ def test_the_small_t5_is_made_once(base, capsys, monkeypatch):
     assert "t5-mini, pre-training" in capsys.readouterr().out
 
 
+def test_a_bad_place_is_found_before_the_pretraining(base, capsys):
+    given = ["rewrite", "train", "--set", str(base / "mine.jsonl"), *QUICK, "mini_steps=100000", "--out"]
+    for place, status, said in ((base, 2, "is not empty and holds no training run"), ("/proc/x", 1, "/proc/x")):
+        assert main([*given, str(place)]) == status and said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more, said", [
-    (["--set", "half"], "portion is 'half'"),
+    (["--set", "half"], "query rewriting has no set 'half'"),
     (["--model", "t5-minni"], "no model 't5-minni'"),
     (["batchsize=2"], "no setting 'batchsize'; did you mean 'batch_size'"),
     (["data=x"], "no setting 'data'"),

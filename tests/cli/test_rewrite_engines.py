@@ -27,6 +27,13 @@ def test_quantize(folder, capsys):
     assert "quantised in memory" in capsys.readouterr().out
 
 
+def test_a_gguf_file_needs_no_llama_cpp(folder, capsys, monkeypatch):
+    monkeypatch.setattr("modernllm.rewriting.quantize.installed_engines", lambda: ["torch"])
+    assert call(quantize, folder, "--engine", "gguf") == (0, "")
+    assert f"next: modernllm serve {folder} --engine gguf-q8" in capsys.readouterr().out
+    assert (folder / "engines/gguf-q8/model.gguf").stat().st_size > 0
+
+
 def test_bench(folder, capsys):
     engines = ["--engine", "int8"]
     assert call(bench, folder, *engines, "--rows", 3, "--task", "word_problems", "--rounds", 2) == (0, "")
@@ -35,7 +42,7 @@ def test_bench(folder, capsys):
     assert "ROUGE-L" in table[1] and table[2].split()[3:5] == ["1.00", "100.0%"]
     assert call(bench, folder, *engines, "--rows", 0, "--rounds", 2) == (0, "")
     table = capsys.readouterr().out.splitlines()
-    assert "20 sources of 25 tokens, 12 tokens out, 1 threads" in table[0] and len(table[2].split()) == 5
+    assert "20 sources of 25 tokens, 12 tokens out, threads: 1" in table[0] and len(table[2].split()) == 5
 
 
 def test_bench_asks_a_server(folder, capsys):

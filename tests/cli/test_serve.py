@@ -58,6 +58,21 @@ def test_bad_input(capsys, monkeypatch, given, error):
     assert main(["serve", *given]) == 2 and error in line(capsys)
 
 
+def test_an_address_in_the_settings(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("modernllm.rewriting.server_settings.bind", lambda host, port, token: asked.append((host, port)))
+    (tmp_path / "serve.yaml").write_text("port: 1234\nhost: 127.0.0.2\n")
+    for given in (["--config", str(tmp_path / "serve.yaml")], ["port=1234", "host=127.0.0.2"],
+                  ["port=1", "host=127.0.0.3", "--port", "1234", "--host", "127.0.0.2"]):
+        assert main(["serve", "no-such-folder", *given]) == 2
+    assert asked == [("127.0.0.2", 1234)] * 3
+
+
+def test_settings_are_listed(capsys):
+    assert main(["serve", "folder", "--fields"]) == 0
+    assert "server    max_batch=16\n" in capsys.readouterr().out
+
+
 def test_a_bad_token(capsys, monkeypatch):
     monkeypatch.setenv("MODERNLLM_TOKEN", "brief")
     assert main(["serve", "folder", "--port", "0"]) == 2
@@ -69,6 +84,13 @@ def test_a_model_of_another_task(capsys, tmp_path):
         (tmp_path / name).write_text(text)
     assert main(["serve", str(tmp_path), "--port", "0"]) == 2
     assert "was trained on the task samsum; allowed: one trained on query_rewriting" in line(capsys)
+
+
+def test_a_language_model(capsys, tmp_path):
+    for name, text in (("config.json", "{}"), ("tokenizer.json", "{}"), ("recipe.yaml", "data: tinystories\n")):
+        (tmp_path / name).write_text(text)
+    assert main(["rewrite", "chat", str(tmp_path)]) == 2
+    assert "was trained on text, on no task; allowed: one trained on query_rewriting" in line(capsys)
 
 
 def test_an_address_is_told_when_requests_are_answered(capsys, shouting, monkeypatch):

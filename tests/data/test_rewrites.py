@@ -117,7 +117,7 @@ def test_a_bad_line_is_named(write, bad, said):
 
 
 def test_what_is_no_portion_and_no_file_is_refused(write):
-    with pytest.raises(InputError, match="portion is 'half'; allowed: full, dev, or a .jsonl file"):
+    with pytest.raises(InputError, match="query rewriting has no set 'half'; allowed: full, dev, or a .jsonl file"):
         read_rewrites("train", "half")
     with pytest.raises(InputError, match="9 conversations; needed: 10"):
         read_rewrites("train", write(turns(9, conversation=True)))

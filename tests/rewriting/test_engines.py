@@ -147,7 +147,7 @@ def test_what_is_refused(trained, tmp_path, tokenizer, monkeypatch):
         load_engine(tmp_path)
     with pytest.raises(InputError, match="threads: given 0, allowed 1 and up"):
         load_engine(folder, threads=0)
-    with pytest.raises(InputError, match="unknown engine 'int4'.*allowed: int8, ct2, gguf"):
+    with pytest.raises(InputError, match="unknown engine 'int4'.*allowed: ct2, ct2-int8, gguf, gguf-q8, int8"):
         quantize(folder, "int4")
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="engine 'ct2' needs the package ctranslate2.*`pip install ctranslate2`; installed: t"):
