@@ -28,7 +28,7 @@ def gguf_file(
     write = lambda model, tokenizer, out: export_gguf(model, tokenizer, out / "model.gguf", weights)
     return engine_files(folder, name, write) / "model.gguf"
 
-
+# %% ../../nbs/56_rewriting/gguf_engine.ipynb #5e0c71d8
 class GGUFEngine:
     "A T5 or a Llama in llama.cpp, float32 (`gguf`) or int8 (`gguf-q8`)."
 
