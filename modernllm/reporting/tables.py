@@ -142,9 +142,10 @@ def save(
     name: str,  # "<study>-<what>" with hyphens: label `@tbl-<name>`, file `_tables/<name>.md`
     caption: str,
     records: list[Record],  # that it was made from
+    profile: str | None = None,  # whose results it belongs to; None: the records' own
 ):  # path of the Markdown file
     "Write a table of a summary; the caption says what must be said about the data."
-    profile, summary = records[0].profile, summarise(rows(records))
+    profile, summary = profile or records[0].profile, summarise(rows(records))
     summary.attrs["profile"] = profile
     text = markdown(table, name, f"{caption} {processors(records)} {mark(summary)}")
     return atomic_write(settings().results(profile) / f"{name}.md", text)
