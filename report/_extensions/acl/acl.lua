@@ -1,10 +1,19 @@
 -- For Quarto and for the built-in renderer alike: what the ACL page needs beyond plain pandoc.
--- `.wide` lets a float span both columns, `.here` keeps it in the text; the reference list gets hanging indents.
+-- `.wide` lets floats span both columns, each by itself, as two together may be taller than a page; `.here` keeps them in the
+-- text; the reference list gets hanging indents.
 
-local function wrap(div, open, close)
+local function wrap(content, open)
   local blocks = pandoc.List({pandoc.RawBlock("typst", open)})
-  blocks:extend(div.content)
-  blocks:insert(pandoc.RawBlock("typst", close))
+  blocks:extend(content)
+  blocks:insert(pandoc.RawBlock("typst", "]"))
+  return blocks
+end
+
+local function wide(div)
+  local blocks = pandoc.List()
+  for _, block in ipairs(div.content) do
+    blocks:extend(wrap({block}, "#wide["))
+  end
   return blocks
 end
 
@@ -17,9 +26,8 @@ end
 
 function Div(div)
   if not FORMAT:match("typst") then return nil end
-  for _, name in ipairs({"wide", "here"}) do
-    if div.classes:includes(name) then return wrap(div, "#" .. name .. "[", "]") end
-  end
+  if div.classes:includes("wide") then return wide(div) end
+  if div.classes:includes("here") then return wrap(div.content, "#here[") end
 end
 
 -- The list of references exists only after citeproc; Quarto and the built-in renderer both run this filter before it,
