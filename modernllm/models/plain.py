@@ -44,7 +44,8 @@ def _is_known(module, kinds, eps):
         and not own["_forward_hooks"] and not own["_forward_pre_hooks"] and module._compiled_call_impl is None
         and all(t is None or type(t) is nn.Parameter or type(t) is Tensor for t in own["_parameters"].values())
         and all(t is None or type(t) is Tensor for t in own["_buffers"].values())
-        and own["_parameters"].get("bias") is None and own.get("max_norm") is None and own.get("eps", eps) == eps
+        and own["_parameters"].get("bias") is None and own.get("max_norm") is None
+        and {own.get("eps", eps), own.get("variance_epsilon", eps)} == {eps}
     )
 
 

@@ -1,12 +1,16 @@
 "Equal to transformers' Llama, number for number, and honest about what a Llama cannot say."
 
+from unittest.mock import patch
+
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from modernllm.core.config import InputError
+from modernllm.models import decoding
 from modernllm.models.config import ModernLLMConfig
-from modernllm.models.convert import check_stored_weights, from_llama, to_llama, to_qwen3
+from modernllm.models.convert import check_stored_weights, from_llama, share_llama, to_llama, to_qwen3
 from modernllm.models.transformer import ModernDecoderLM
 
 TINY = dict(vocab_size=50, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
@@ -75,6 +79,50 @@ def test_generates_the_same(pair, how):
         torch.manual_seed(0)
         texts.append(model.generate(ids, attention_mask=mask, max_new_tokens=12, pad_token_id=0, eos_token_id=1, **how))
     assert torch.equal(*texts)
+
+
+def test_on_the_same_weights_our_loop_writes_the_same(pair):
+    shared = share_llama(pair[1])
+    assert {p.data_ptr() for p in shared.parameters()} == {p.data_ptr() for p in pair[1].parameters()}
+    ids = torch.randint(2, 50, (3, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(3, 12, dtype=torch.long)
+    mask[0, :5] = 0
+    settings = dict(attention_mask=mask, max_new_tokens=40, do_sample=False, pad_token_id=0, eos_token_id=1)
+    with patch.object(decoding.FastStep, "__call__", autospec=True, side_effect=decoding.FastStep.__call__) as fast:
+        ours = shared.generate(ids, **settings)
+    assert fast.called
+    assert torch.equal(ours, pair[1].generate(ids, **settings))
+
+
+def _hooked(llama):
+    llama.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+
+
+def _biased(llama):
+    llama.model.layers[0].self_attn.o_proj.bias = torch.nn.Parameter(torch.ones(32))
+
+
+def _other_norm(llama):
+    llama.model.norm.variance_epsilon = 0.1
+
+
+def _adapted(llama):
+    peft.get_peft_model(llama, peft.LoraConfig(target_modules=["q_proj"]))  # replaces layers in place
+
+
+def _other_activation(llama):
+    llama.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+
+
+@pytest.mark.parametrize("change", [
+    _hooked, _biased, _other_norm, _adapted, _other_activation, torch.nn.Module.train, torch.nn.Module.bfloat16,
+    lambda llama: llama.config.update({"hidden_act": "gelu"}), lambda llama: llama.set_attn_implementation("flex_attention"),
+])
+def test_weights_are_shared_only_with_a_plain_llama(change):
+    llama = LlamaForCausalLM(LlamaConfig(**TINY)).eval()
+    assert share_llama(llama) is not None
+    change(llama)
+    assert share_llama(llama) is None
 
 
 def test_there_and_back_is_the_same(pair, tmp_path):

@@ -8,8 +8,11 @@ from transformers import GenerationConfig
 
 from modernllm.core.config import InputError
 from modernllm.data.tokenizers import SMALLEST, train_bpe
+from modernllm.models import transformer
 from modernllm.models.config import ModernLLMConfig
-from modernllm.models.generation import generate_text
+from modernllm.models.convert import to_llama
+from modernllm.models.decoding import decode
+from modernllm.models.generation import MANY_TOKENS, generate_text
 from modernllm.models.transformer import ModernDecoderLM
 
 
@@ -91,6 +94,16 @@ def test_one_candidate_is_the_most_likely_token(model, tokenizer):
     greedy = generate_text(model, tokenizer, ["abc"], max_new_tokens=15, temperature=0)
     for only in ({"top_k": 1}, {"top_p": 1e-6}):
         assert generate_text(model, tokenizer, ["abc"], max_new_tokens=15, **only) == greedy
+
+
+@pytest.mark.parametrize("new, shared", [(MANY_TOKENS - 1, 0), (MANY_TOKENS, 1)])
+def test_a_llama_is_written_by_our_loop_where_that_pays(model, tokenizer, new, shared):
+    llama = to_llama(model)
+    settings = dict(max_new_tokens=new, temperature=2.0, copies=2, seed=1)
+    with patch.object(transformer, "decode", autospec=True, side_effect=decode) as ours:
+        texts = generate_text(llama, tokenizer, ["some", "a text"], **settings)
+    assert ours.call_count == shared
+    assert texts == generate_text(model, tokenizer, ["some", "a text"], **settings)
 
 
 def test_a_rolling_cache_takes_any_length(tokenizer):
