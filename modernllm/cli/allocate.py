@@ -51,7 +51,7 @@ def training_recipe(
 @click.option("--glu", default=2.66, show_default=True, help="Inner size of the feed-forward network over the width.")
 @click.option("--vocab", default="16k", show_default=True, help="Tokens of the vocabulary.")
 @click.option("--tied/--untied", default=True, show_default=True, help="Whether the head's weight is the embedding's.")
-@click.option("--head-ratio", type=float, help="Share in an untied head alone: half of --embedding-ratio.")
+@click.option("--head-ratio", type=float, help="Share in the head alone, with --untied: half of --embedding-ratio.")
 @click.option("--context", default=256, show_default=True, help="Tokens of the context.")
 @click.option("--text", help="Data set or file that must support the vocabulary.  [default with --train: embedded_docs]")
 @click.option("--train", "wanted", is_flag=True, help="Train it, as `modernllm train` does.")

@@ -60,6 +60,8 @@ def finished_run(
         raise InputError(f"run {name} was {record.status}; allowed: runs that finished")
     if record.provenance.dirty is not False or not record.provenance.commit:
         raise InputError(f"run {name} was made from files with changes that no commit holds; commit them and run it again")
+    if not record.artifacts:
+        raise InputError(f"run {name} keeps no model; allowed: runs with artifacts, see its metrics.json")
     for artifact, item in record.artifacts.items():
         path = folder / item.path
         if not path.exists() or path_sha256(path)[0] != item.sha256:
@@ -202,7 +204,8 @@ def checked_files(
 ) -> dict[str, bytes]:
     "The files of a bundle; `RunFailed` names the first that was changed."
     files, problem = unpack(path)
-    found = damage(files) + ([f"the archive: {problem}"] if problem else [])
+    archive = [f"the archive: {problem}"] if problem else []
+    found = damage(files) + archive if SUMS in files else archive + damage(files)  # the cause first
     if found:
         raise RunFailed(f"{path}: {found[0]}" + (f" (and {len(found) - 1} more)" if found[1:] else ""))
     if "release.json" not in files:

@@ -4,9 +4,12 @@ import json
 from functools import partial
 
 import pytest
+from transformers import AutoTokenizer
 
 from modernllm.cli.app import main
 from modernllm.data.catalogue import CATALOGUE, KINDS
+from modernllm.data.corpus import load_corpus
+from modernllm.data.tokenizers import tokenizer_hash
 from modernllm.evaluation import smallbench
 
 
@@ -52,3 +55,19 @@ def test_a_mirror_that_is_none_is_told(tmp_path, monkeypatch, capsys, manifest):
     assert main(["data", "list"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and str(tmp_path / "manifest.json") in err
+
+
+def test_a_tokenizer_is_trained_for_later_trainings(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MODERNLLM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "own.txt").write_text("The cat sat on the mat, and the dog sat on the cat.\n" * 200)
+    line = ["data", "tokenizer", str(tmp_path / "own.txt"), "--vocab-size"]
+    assert main([*line, "280", "--out", str(tmp_path / "saved")]) == 0
+    cached = list((tmp_path / "cache/tokenizers").iterdir())
+    corpus = load_corpus(str(tmp_path / "own.txt"), 280)
+    assert f"280 tokens, SHA-256 {tokenizer_hash(corpus.tokenizer)}" in capsys.readouterr().out
+    assert list((tmp_path / "cache/tokenizers").iterdir()) == cached
+    assert tokenizer_hash(AutoTokenizer.from_pretrained(tmp_path / "saved")) == tokenizer_hash(corpus.tokenizer)
+    for size, told in (("512", "this text supports"), ("many", "16k"), ("10", "264 or more")):
+        assert main([*line, size]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "vocab_size" in err and told in err

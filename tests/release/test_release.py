@@ -11,7 +11,7 @@ from modernllm.cli.app import main
 from modernllm.core.config import InputError, RunFailed
 from modernllm.core.records import Record, load_record
 from modernllm.reporting import release
-from modernllm.reporting.model_card import how_to_run
+from modernllm.reporting.model_card import how_to_run, metrics_table
 from modernllm.reporting.release import finished_run, with_upstream
 from modernllm.workflow.bundle import SUMS, pack, read_folder, unpack
 from modernllm.workflow.first_steps import repeat_here
@@ -58,6 +58,16 @@ def test_the_guide_names_the_commit_of_each_run(released):
     assert f"git checkout {commit}" not in again
 
 
+def test_the_card_has_interval_and_chance_of_an_accuracy(released):
+    record = load_record(released / BASE / "metrics.json")
+    share = {"unit": "share", "split": None, "n_items": 8, "better": None}
+    found = {f"set_acc_{side}": {**share, "value": value} for side, value in (("low", 0.137), ("high", 0.694), ("chance", 0.25))}
+    known = {name: {**share, "value": value, "better": "higher"} for name, value in (("set_acc", 0.375), ("other_acc", 0.5))}
+    record = Record.make({**record.to_dict(), "metrics": {**known, **found}})
+    card = metrics_table(record, [record])
+    assert r"| set\_acc | 0.3750 (95 %: 0.137 to 0.694; chance 0.250) |" in card and r"| other\_acc | 0.5000 |" in card
+
+
 def test_sha256sum_agrees(bundle, tmp_path):
     subprocess.run(["tar", "-xzf", bundle, "-C", tmp_path], check=True)
     subprocess.run(["sha256sum", "--quiet", "-c", SUMS], cwd=tmp_path / f"modernllm-{VERSION}", check=True)
@@ -84,6 +94,8 @@ def test_one_changed_byte(bundle, tmp_path, capsys):
     assert "its compressed bytes were changed" in refused(capsys, "verify", copy, status=1)
     copy.write_bytes(raw[: len(raw) // 2])
     assert "is missing or cut off" in refused(capsys, "verify", copy, status=1)
+    copy.write_bytes(raw[:1000])
+    assert "the archive: it is cut off" in refused(capsys, "verify", copy, status=1)
 
     name = f"{BASE}/model/model.safetensors"
     changed = files[name][:-1] + bytes([files[name][-1] ^ 1])
@@ -150,6 +162,10 @@ def test_what_may_not_be_released(copied, capsys):
     assert "run 'small_lm'; allowed: study/variant/seed" in refused(capsys, *LINE[:4], "small_lm")
     assert "did you mean 'small_lm'" in refused(capsys, *LINE[:4], "small_ml/base/0")
     assert "has not finished on this machine" in refused(capsys, *LINE[:4], "small_lm/base/7")
+    (copied / "runs/smoke/small_lm/none/s0").mkdir(parents=True)
+    kept = json.loads((copied / BASE / "metrics.json").read_text())
+    (copied / "runs/smoke/small_lm/none/s0/metrics.json").write_text(Record.make({**kept, "artifacts": {}}).to_json())
+    assert "run small_lm/none/0 keeps no model" in refused(capsys, *LINE[:4], "small_lm/none/0")
     assert "unknown profile 'smoky'" in refused(capsys, VERSION, "--profile", "smoky", *LINE[3:])
     change_record(copied, provenance={"dirty": True})
     assert "made from files with changes that no commit holds" in refused(capsys, *LINE)
