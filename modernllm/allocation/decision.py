@@ -37,7 +37,7 @@ def note(
     order = ", ".join(f"{words[row['variant']]} ({row['value']:.4f}, n = {row['n']})" for row in ranked)
     text = f"Ranked by {rule['metric']} on {rule['split']}{f', in {unit}' if unit else ''}: {order}."
     left_out = len(rule["from"]) - len(ranked)
-    text += f" Not ranked, as given up or not promoted: {left_out} of {len(rule['from'])}." if left_out else ""
+    text += f" Not ranked, as given up, not promoted or not run: {left_out} of {len(rule['from'])}." if left_out else ""
     if len(ranked) < 2:
         return text + f" {words[ranked[0]['variant']]} is promoted; there is no second."
     first, second = (words[row["variant"]] for row in ranked[:2])
