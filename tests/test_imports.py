@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -29,13 +30,14 @@ def test_light(code):
 
 
 def test_public_names_are_found():
+    import modernllm.alignment
     import modernllm.core
     import modernllm.data
     import modernllm.models
     import modernllm.training
 
-    for package in (modernllm.core, modernllm.data, modernllm.models, modernllm.training):
+    for package in (modernllm.alignment, modernllm.core, modernllm.data, modernllm.models, modernllm.training):
         for name in package._EXPORTS:
-            assert getattr(package, name) is not None
+            assert not isinstance(getattr(package, name), types.ModuleType), f"{name} is the name of a module too"
         with pytest.raises(AttributeError):
             package.no_such_name  # noqa: B018

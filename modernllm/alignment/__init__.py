@@ -19,7 +19,6 @@ _EXPORTS = {
     "best_of_n": "voting",
     "check_instructions": "instructions",
     "choose_threshold": "voting",
-    "dpo_loss": "dpo_loss",
     "evaluate_preferences": "preference_scores",
     "evaluate_sft": "sft",
     "evaluate_verifier": "verifier",

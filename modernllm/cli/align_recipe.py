@@ -23,6 +23,7 @@ from ..alignment.preference_datasets import read_preferences
 from ..alignment.sampling import sample_answers
 from ..alignment.sft import SFTSettings, train_sft
 from ..alignment.verifier import Verifier, VerifierSettings, new_verifier, train_verifier
+from .chat import check_chat_template
 from .finetune_recipe import TuningRecipe
 from .recipe import by_owner
 from ..core.config import Config, InputError
@@ -63,6 +64,7 @@ def _problems(asked: VerifyConfig, seed: int):
     if asked.data not in ("gsm8k", "word_problems"):
         raise InputError(f"data={asked.data}; allowed: gsm8k, word_problems, or a .jsonl file with question, answer and right")
     task, (model, tokenizer, _) = find_task(asked.data, "chat"), load_model(asked.sampler or asked.model, "causal")
+    check_chat_template(asked.sampler or asked.model, tokenizer)
     rows = read_task(task, "train").sample(asked.train_rows)
     prompts = [write_prompt(tokenizer, task.template, row)[0] for row in rows.rows]
     settings = {"max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature, "seed": seed}
@@ -151,6 +153,7 @@ def start_model(
         verifier.model = add_lora(verifier.model, lora, "SEQ_CLS") if lora else verifier.model
         return (verifier,), verifier.model
     model, tokenizer, _ = load_model(asked.model, "causal")
+    check_chat_template(asked.model, tokenizer)
     model = (merge(model) if adapter_folder(asked.model) else model).requires_grad_(True).to(device)
     model = add_lora(model, lora) if lora else model
     return (model, tokenizer), model

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import click
 
 from .app import examples
+from .chat import LONGEST_ANSWER, answer_limit
 from .train import MODEL
 
 # %% ../../nbs/70_cli/solve.ipynb #dda41d50
@@ -87,12 +88,13 @@ def show_votes(
     for one in drawn:
         groups.setdefault(one.number, []).append(one.score)
     weight = lambda scores: len(scores) if scores[0] is None else sum(scores)
-    for number, scores in sorted(groups.items(), key=lambda group: -weight(group[1])):
+    for number, scores in sorted(groups.items(), key=lambda group: (group[0] is None, -weight(group[1]))):
         summed = "" if scores[0] is None else f", scores {sum(scores):.3f} in all, {max(scores):.3f} at most"
         click.echo(f"{_said(number):>12}   {len(scores)} of {len(drawn)} votes{summed}")
     spent = cost([one.said for one in drawn])
     click.echo(f"answer: {_said(found.answer)}   confidence {found.confidence:.3f}")
-    click.echo(f"cost: {len(drawn)} answers, {spent.tokens:,} tokens written, {spent.flops / 1e9:,.3f} GFLOPs")
+    answers = "1 answer" if len(drawn) == 1 else f"{len(drawn)} answers"
+    click.echo(f"cost: {answers}, {spent.tokens:,} tokens written, {spent.flops / 1e9:,.3f} GFLOPs")
 
 
 def _said(number: Fraction | None) -> str:
@@ -110,21 +112,30 @@ def _said(number: Fraction | None) -> str:
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Answers, or answers of a round.")
 @click.option("--verifier", help="Folder of a verifier, whose scores weigh the votes.")
 @click.option("--calculator", is_flag=True, help="Compute the values of <<…=…>> annotations while they are written.")
-@click.option("--threshold", default=0.0, help="Draw again while the confidence is below, 0 to 1.  [default: one round]")
-@click.option("--budget", type=click.IntRange(1), help="Most answers in all rounds.  [default: four rounds]")
+@click.option("--threshold", type=float, help="Draw again while the confidence is below, 0 to 1.  [default: one round]")
+@click.option("--budget", type=click.IntRange(1), help="With a threshold: most answers in all rounds.  [default: four rounds]")
 @click.option("--instruction", help="Before the problem in a chat; may be empty.  [default: as in the task gsm8k]")
-@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Of an answer.")
+@click.option("--max-new-tokens", type=click.IntRange(1),
+              help=f"Of an answer.  [default: {LONGEST_ANSWER}, at most half the context]")
 @click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(0), help="0: no chance, for one sample.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Choose among tokens that hold this probability.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same answers.")
-def solve(model, problem, samples, verifier, threshold, budget, instruction, **sampling):
+def solve(model, problem, samples, verifier, threshold, budget, instruction, max_new_tokens, **sampling):
     """Solve a word problem: sample answers, vote over their final numbers, show all of it and what it cost.
 
     MODEL is a folder (a model or an adapter), a name of `modernllm models list`, or a hub id."""
     from modernllm.alignment.voting import check_threshold, gated, majority_vote, weighted_vote
-    check_threshold(threshold)
+    from modernllm.core.config import InputError
+    if threshold is None and budget:
+        raise InputError(f"--budget {budget} is of several rounds; needed: a --threshold below which another is drawn")
+    if budget and budget < samples:
+        raise InputError(f"--budget {budget} is less than one round of --samples {samples}; allowed: {samples} or more")
+    if sampling["temperature"] == 0 and samples > 1:
+        raise InputError(f"--temperature 0 gives {samples} equal answers; allowed: --samples 1, or a temperature above 0")
+    check_threshold(threshold or 0)
     from modernllm.hf.adapters import load_model
     loaded, tokenizer, _ = load_model(model, "causal")
+    sampling["max_new_tokens"] = answer_limit(loaded, max_new_tokens)
     judge = None
     if verifier:
         from modernllm.alignment.likelihood_verifier import load_verifier
@@ -135,6 +146,6 @@ def solve(model, problem, samples, verifier, threshold, budget, instruction, **s
         return weighted_vote(numbers, [one.score for one in drawn]) if judge else majority_vote(numbers)
 
     draw = draw_answers(loaded, tokenizer, problem, instruction, judge, **sampling)
-    found, drawn = gated(draw, vote, threshold=threshold, size=samples, budget=budget or 4 * samples)
+    found, drawn = gated(draw, vote, threshold=threshold or 0, size=samples, budget=budget or 4 * samples)
     show_candidates(drawn)
     show_votes(drawn, found)

@@ -30,7 +30,10 @@ def _as_python(text: str) -> str:
 def _value(node: ast.AST, source: str) -> Fraction:
     "The value of a node; ValueError for anything that is not on the list or too large."
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        value = Fraction(ast.get_source_segment(source, node))
+        number = ast.get_source_segment(source, node)
+        if abs(int(number.lower().partition("e")[2] or 0)) > MOST_BITS:  # Fraction would write out all its digits
+            raise ValueError("exponent")
+        value = Fraction(number)
     elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
         value = _OPERATORS[type(node.op)](_value(node.operand, source))
     elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:

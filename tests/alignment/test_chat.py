@@ -91,7 +91,7 @@ def test_a_pipe(saved, monkeypatch, capsys):
     options = (saved, "--max-new-tokens", "4", "--seed", "1")
     assert piped(monkeypatch, "the sea\n\n/undo\n/undo\n/reset\n/what\nthe sea\n/quit\nthe ship\n", *options) == 0
     out, err = capsys.readouterr()
-    for line in ("taken back; 0 turns left", "nothing to take back", "a new conversation", "unknown command /what"):
+    for line in ("taken back; turns left: 0", "nothing to take back", "a new conversation", "unknown command /what"):
         assert f"[{line}" in err
     assert "> " not in out
     assert piped(monkeypatch, "the sea", *options) == 0  # no line end at the end
@@ -131,6 +131,11 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path, model, monkeypatch
     assert "has no chat template; allowed: a model with one" in err and err.count("\n") == 1
     with pytest.raises(InputError, match="its chat template is missing"):
         Chat(model, plain)
+
+
+def test_the_usual_limit_of_an_answer_leaves_room_in_a_small_context(saved, monkeypatch, capsys):
+    assert piped(monkeypatch, "the sea\n", saved) == 0
+    assert len(capsys.readouterr().out.strip()) > 0
 
 
 def test_ctrl_c_at_the_terminal_does_not_end_the_program(model, monkeypatch, capsys):

@@ -44,6 +44,7 @@ def test_a_chain_of_trainings_ends_in_a_verifier_that_solve_reads(base, capsys):
     assert main(line(base, "dpo", "pairs", "sft", "lora_r=2")) == 0
     assert main(line(base, "verify", "solved", "dpo", "kind=classifier")) == 0
     said = capsys.readouterr().out
+    assert (base / "verify/calibration.png").exists()
     assert "0.6931 before" in said and "auroc" in said  # DPO starts at ln 2
     assert not (base / "dpo/model/adapter_config.json").exists()  # a whole model
     before, after = (load_file(base / name / "model.safetensors") for name in ("base", "sft/model"))
@@ -55,7 +56,7 @@ def test_a_chain_of_trainings_ends_in_a_verifier_that_solve_reads(base, capsys):
 def test_a_likelihood_verifier_is_read_by_solve_and_takes_no_settings_of_a_training(base, capsys):
     words = ["verify", f"data={base / 'solved.jsonl'}", f"model={base / 'base'}"]
     assert main([*words, "--out", str(base / "likelihood")]) == 0
-    assert "auroc" in capsys.readouterr().out
+    assert "auroc" in capsys.readouterr().out and (base / "likelihood/calibration.png").exists()
     more = ["--samples", "2", "--max-new-tokens", "4", "--instruction", "", "--verifier", str(base / "likelihood")]
     assert main(["solve", str(base / "base"), "--problem", "What is 1 + 1?", *more]) == 0
     assert main([*words, "max_steps=2"]) == 2
@@ -90,6 +91,17 @@ def test_a_training_on_preferences_starts_from_the_merged_adapter(base):
     assert all(torch.allclose(value, expected[name]) for name, value in start.state_dict().items())
     with pytest.raises(InputError, match="is an adapter; allowed: a whole model"):
         make_align_recipe("verify", {"data": "gsm8k", "model": str(base / "adapter")})
+
+
+def test_a_model_without_a_chat_template_is_named(base, tmp_path, capsys):
+    model, tokenizer, _ = load_model(find_pretrained(str(base / "base")), "causal")
+    tokenizer.chat_template = None
+    save_model(base / "plain", model, tokenizer)
+    for command, data in (("sft", "chats"), ("dpo", "pairs")):
+        assert main([*line(base, command, data, "plain"), "--out", str(tmp_path / command)]) == 2
+        assert f"model {base / 'plain'}: has no chat template" in capsys.readouterr().err
+    assert main(["verify", "data=word_problems", f"model={base / 'plain'}"]) == 2
+    assert "has no chat template" in capsys.readouterr().err
 
 
 def test_no_problem_of_the_verifier_is_in_training_and_validation(base):

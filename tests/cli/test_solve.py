@@ -85,7 +85,8 @@ def test_more_answers_while_unsure(folder, capsys):
 @pytest.mark.parametrize("words, said", [
     (["--samples", "0"], "--samples"), (["--threshold", "1.5"], "threshold: 1.5 is not allowed, it must be from 0 to 1"),
     (["--threshold", "-0.5"], "threshold: -0.5"), (["--threshold", "nan"], "threshold: nan"),
-    (["--temperature", "0"], "n: 8 answers at temperature 0"), (["--budget", "3"], "size: 8 is not allowed"),
+    (["--temperature", "0"], "--temperature 0 gives 8 equal answers; allowed: --samples 1"),
+    (["--budget", "9"], "needed: a --threshold"), (["--budget", "3", "--threshold", "1"], "less than one round of --samples 8"),
     (["--problem", " "], "problem: it is empty"), (["--max-new-tokens", "1000"], "exceed the context"),
 ])
 def test_refused_in_one_line(folder, capsys, words, said):
