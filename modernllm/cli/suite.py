@@ -83,14 +83,17 @@ class Suite:
 
     scores: pd.DataFrame  # part, data, metric, value, low, high, chance, unit, n
     skipped: dict[str, str]  # by "part, data": the reason
+    replaced: dict[str, str]  # by "part, data": which data stood in for it
 
     def lines(self) -> list[str]:
         "A summary for a person."
-        found = []
+        found, (wide, wider) = [], (self.scores[column].str.len().max() for column in ("data", "metric"))
         for row in self.scores.itertuples():
             beside = f"   95 %: {row.low:.4f} to {row.high:.4f}" if row.low == row.low else ""
             beside += f"   chance {row.chance:.4f}" if row.chance == row.chance else ""
-            found.append(f"{row.part:12} {row.data:16} {row.metric:22} {row.value:10.4f} {row.unit}{beside}   n {row.n:,}")
+            named = f"{row.part:12} {row.data:{wide}} {row.metric:{wider}}"
+            found.append(f"{named} {row.value:10.4f} {row.unit}{beside}   n {row.n:,}")
+        found += [f"{what}: {name} stood in" for what, name in self.replaced.items()]
         return found + [f"skipped: {what}: {reason}" for what, reason in self.skipped.items()]
 
 # %% ../../nbs/70_cli/suite.ipynb #6dbaced5
@@ -101,7 +104,7 @@ def run_suite(
     report: Callable[[str], None] = lambda line: None,  # told what comes next
 ) -> Suite:
     "Run parts of the suite one after the other; each is written when it is done."
-    tables, skipped, read = [], {}, {}
+    tables, skipped, replaced, read = [], {}, {}, {}
     for part in names:
         found = {}
         for data, evaluate in parts(subject.form)[part].items():
@@ -114,13 +117,15 @@ def run_suite(
             tables.append(write_part(out, part, found))
             read |= {f"{part}, {data if len(one.data) == 1 else origin.name}": origin.provenance()
                      for data, one in found.items() for origin in one.data}
+            replaced |= {f"{part}, {data}": origin.name for data, one in found.items() for origin in one.data
+                         if "stand-in for" in origin.note}
     if not tables:
         raise InputError(f"suite: nothing could be evaluated; {'; '.join(f'{what}: {why}' for what, why in skipped.items())}")
     scores = pd.concat([table.dropna(axis=1, how="all") for table in tables]).reindex(columns=_COLUMNS)
     atomic_write(out / "suite.csv", scores.to_csv(index=False))
     facts = {"model": subject.weights.origin(), "rows": subject.rows, "form": subject.form, "data": read, "skipped": skipped}
     atomic_write(out / "suite.json", json.dumps({**facts, **environment()}, indent=1, default=str) + "\n")
-    return Suite(scores, skipped)
+    return Suite(scores, skipped, replaced)
 
 
 def evaluate_suite(

@@ -138,7 +138,8 @@ def _rows(
 ) -> EncodedRows:
     kept, where = [row for row in rows if row], f"data set '{origin.name}', split '{origin.split}'"
     if not kept:
-        raise InputError(f"{where}: none of {len(rows):,} examples has {limits}")
+        raise InputError(f"{where}: none of {len(rows):,} examples has {limits}; "
+                         "needed: shorter texts or a larger max_length, and answers")
     lost = len(rows) - len(kept)
     note = f"{origin.split}: {lost:,} of {len(rows):,} examples too long or empty, left out" if lost else ""
     fingerprint = json_sha256([origin.fingerprint, target, settings, tokenizer_hash(tokenizer)])
