@@ -83,7 +83,7 @@ class Suite:
 
     scores: pd.DataFrame  # part, data, metric, value, low, high, chance, unit, n
     skipped: dict[str, str]  # by "part, data": the reason
-    replaced: dict[str, str]  # by "part, data": which data stood in for it
+    stand_ins: list[str]  # data that was read, and for what
 
     def lines(self) -> list[str]:
         "A summary for a person."
@@ -93,8 +93,7 @@ class Suite:
             beside += f"   chance {row.chance:.4f}" if row.chance == row.chance else ""
             named = f"{row.part:12} {row.data:{wide}} {row.metric:{wider}}"
             found.append(f"{named} {row.value:10.4f} {row.unit}{beside}   n {row.n:,}")
-        found += [f"{what}: {name} stood in" for what, name in self.replaced.items()]
-        return found + [f"skipped: {what}: {reason}" for what, reason in self.skipped.items()]
+        return found + self.stand_ins + [f"skipped: {what}: {reason}" for what, reason in self.skipped.items()]
 
 # %% ../../nbs/70_cli/suite.ipynb #6dbaced5
 def run_suite(
@@ -104,7 +103,7 @@ def run_suite(
     report: Callable[[str], None] = lambda line: None,  # told what comes next
 ) -> Suite:
     "Run parts of the suite one after the other; each is written when it is done."
-    tables, skipped, replaced, read = [], {}, {}, {}
+    tables, skipped, stand_ins, read = [], {}, [], {}
     for part in names:
         found = {}
         for data, evaluate in parts(subject.form)[part].items():
@@ -117,15 +116,15 @@ def run_suite(
             tables.append(write_part(out, part, found))
             read |= {f"{part}, {data if len(one.data) == 1 else origin.name}": origin.provenance()
                      for data, one in found.items() for origin in one.data}
-            replaced |= {f"{part}, {data}": origin.name for data, one in found.items() for origin in one.data
-                         if "stand-in for" in origin.note}
+            stand_ins += [f"{origin.name}: {origin.note}" for one in found.values() for origin in one.data
+                          if "stand-in for" in origin.note]
     if not tables:
         raise InputError(f"suite: nothing could be evaluated; {'; '.join(f'{what}: {why}' for what, why in skipped.items())}")
     scores = pd.concat([table.dropna(axis=1, how="all") for table in tables]).reindex(columns=_COLUMNS)
     atomic_write(out / "suite.csv", scores.to_csv(index=False))
     facts = {"model": subject.weights.origin(), "rows": subject.rows, "form": subject.form, "data": read, "skipped": skipped}
     atomic_write(out / "suite.json", json.dumps({**facts, **environment()}, indent=1, default=str) + "\n")
-    return Suite(scores, skipped, replaced)
+    return Suite(scores, skipped, list(dict.fromkeys(stand_ins)))
 
 
 def evaluate_suite(
