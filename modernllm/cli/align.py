@@ -69,7 +69,7 @@ def fit_alignment(
              for name, value in tuned.first.items() if name in tuned.best]
     return "\n".join([*lines, f"weights of step {tuned.best['step']}"])
 
-
+# %% ../../nbs/70_cli/align.ipynb #3b5969a9
 def draw_calibration(
     verifier,  # trained or fitted
     validation,  # `JudgedRows`
