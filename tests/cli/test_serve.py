@@ -105,4 +105,4 @@ def test_a_conversation_through_a_pipe(shouting):
     assert said.exit_code == 0 and said.stdout == "AAA\n\nAAA\n"
     notes = said.stderr.splitlines()
     assert "1 tokens read, 3 written" in notes[0] and notes[1] == "[remembered as an answer]" and "3 tokens read" in notes[2]
-    assert notes[3] == "[taken back; 2 turns left]"
+    assert notes[3] == "[taken back; turns left: 2]"
