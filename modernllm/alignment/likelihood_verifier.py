@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from .judging import JudgedRows
-from .verifier import Verifier
+from .verifier import Verifier, check_pairs
 from ..core.config import InputError
 from ..core.evaluation_mode import evaluation_mode
 from ..core.project import atomic_write
 from ..data.chat_templates import chat_tokens
 from ..data.encoding import pad_rows
 from ..models.output_head import token_logprobs
-from ..models.pretrained import find_pretrained, model_folder
+from ..models.pretrained import find_folder, find_pretrained, model_folder
 from ..models.sources import load_pretrained, save_model
 
 # %% ../../nbs/54_alignment/likelihood_verifier.ipynb #2f9ed418
@@ -37,6 +37,7 @@ def solution_logprobs(
     batch_tokens: int = 4096,  # padding included
 ) -> list[np.ndarray]:  # of the tokens of each solution, in nats
     "What the model gives each token of the solutions, in batches of similar length. A row that is too long loses its beginning."
+    check_pairs(pairs)
     longest, device = getattr(model.config, "max_position_embeddings", None), next(model.parameters()).device
     rows = []
     for problem, solution in pairs:
@@ -116,6 +117,8 @@ def load_verifier(
     folder: str | Path,
 ) -> Verifier | LikelihoodVerifier:
     "A saved verifier of either kind."
+    if find_folder(str(folder)) is None:
+        raise InputError(f"verifier {folder}: there is no such folder; `modernllm verify` makes one")
     folder = model_folder(folder)
     return (LikelihoodVerifier if (folder / FILE).exists() else Verifier).load(folder)
 

@@ -33,6 +33,9 @@ class PreferenceRows(TaskRows):
     def __post_init__(self):
         if not self.rows:
             raise InputError(f"data set '{self.name}', split '{self.split}': no pairs; allowed: one or more")
+        if same := [place for place, row in enumerate(self.rows) if row["chosen"] == row["rejected"]]:
+            raise InputError(f"data set '{self.name}', split '{self.split}': pair {same[0]} has equal answers; allowed: two "
+                             "different ones")
 
     def summary(self) -> dict:
         "Numbers of pairs and prompts, lengths in characters, and how often the chosen answer is the longer one."

@@ -120,7 +120,7 @@ def memory(shape, threads):
     from modernllm.benchmarking.bench import OURS, TRAIN_PEERS, peak_memory, record_peaks
     peaks = {side: peak_memory(side, shape, threads=threads) for side in (OURS, *TRAIN_PEERS)}
     for side, (rise, whole) in peaks.items():
-        click.echo(f"{side:26}{rise / 2**20:>8,.0f} MB of training, {whole / 2**20:>6,.0f} MB the whole process, "
+        click.echo(f"{side:26}{rise / 2**20:>8,.0f} MiB of training, {whole / 2**20:>6,.0f} MiB the whole process, "
                    f"ours is {peaks[OURS][0] / rise:.2f} of its training's")
     record_peaks(run, peaks)
     click.echo(f"record: {keep(run)}")

@@ -86,5 +86,5 @@ def batch_find(values, memory, most, steps):
     given = recipe.training.to_dict() | {"max_tokens": None, "trackers": None}
     found = search(make_model, LanguageModelling(), make_batches, limit=limit, most=most, steps=steps, report=click.echo, **given)
     cut = ", the most that was asked for" if found.largest == most else ""
-    click.echo(f"largest batch within {found.limit / 2**20:,.0f} MB: {found.largest}{cut}; fastest: {found.fastest.batch_size}")
+    click.echo(f"largest batch within {found.limit / 2**20:,.0f} MiB: {found.largest}{cut}; fastest: {found.fastest.batch_size}")
     click.echo(f"next:\n  {next_line(recipe, batch_size=found.fastest.batch_size)}")

@@ -36,7 +36,7 @@ class BatchTrial:
     fits: bool
 
     def __str__(self) -> str:
-        memory = "does not fit" if self.memory is None else f"{self.memory / 2**20:,.0f} MB" + " (too much)" * (not self.fits)
+        memory = "does not fit" if self.memory is None else f"{self.memory / 2**20:,.0f} MiB" + " (too much)" * (not self.fits)
         return f"{self.batch_size:>6}  {memory:>20}  {self.tokens_per_second:>9,.0f} tokens/s"
 
 
@@ -170,7 +170,7 @@ def batch_find(
         return tried[-1].fits
 
     if not fits(1):
-        raise RunFailed(f"batch_find: not even one row of {context} tokens fits into {limit / 2**20:,.0f} MB; "
+        raise RunFailed(f"batch_find: not even one row of {context} tokens fits into {limit / 2**20:,.0f} MiB; "
                         "take a smaller model or context, or a larger limit")
     largest = largest_size(fits, most)
     return BatchSizes(sorted(tried, key=lambda size: size.batch_size), largest, limit)

@@ -54,3 +54,7 @@ def test_what_is_refused(model, tokenizer, tmp_path):
         likelihood_features([np.empty(0)])
     with pytest.raises(InputError):
         load_verifier(tmp_path)
+    with pytest.raises(InputError, match="verifier nowhere: there is no such folder; `modernllm verify` makes one"):
+        load_verifier("nowhere")
+    with pytest.raises(InputError, match="pair 1 is .*; allowed: a problem and a solution, both texts"):
+        solution_logprobs(model, tokenizer, [PAIRS[0], ("1 + 1", None)])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modernllm.alignment.preference_datasets import (
-    _pairs, _split_public, arithmetic_preferences, opening, parse_conversation, read_preferences,
+    PreferenceRows, _pairs, _split_public, arithmetic_preferences, opening, parse_conversation, read_preferences,
 )
 from modernllm.core.config import InputError
 from modernllm.evaluation.answers import marked_answer
@@ -55,6 +55,12 @@ def test_broken_rows_are_refused_with_their_line(tmp_path, row, words):
     with pytest.raises(InputError) as error:
         read_preferences(path, "train")
     assert f"mine.jsonl:4: {words}" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_equal_answers_are_refused():
+    pair = {"prompt": [{"role": "user", "content": "Well?"}], "chosen": "Yes.", "rejected": "No."}
+    with pytest.raises(InputError, match="pair 1 has equal answers; allowed: two different ones"):
+        PreferenceRows("made", "train", rows=[pair, pair | {"rejected": "Yes."}])
 
 
 def test_files_that_are_missing_or_too_small_are_refused(tmp_path):
