@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from ..core.comparison import compare_family
+from ..core.comparison import check_comparable, compare_family
 from ..core.config import InputError, RunFailed, check_name
 from ..core.project import atomic_write, settings
 from .expand import RunSpec, expand, own_params, selected_among, variants
@@ -167,6 +167,7 @@ def select_variants(
     names = [name for name in selected_among(plan, profile, selection) if not unmet(every[name].when, chosen)]
     runs = {name: [run for run in expand(plan, profile) if run.variant == name] for name in names}
     records = {name: [_record(run, title) for run in runs[name]] for name in names}
+    check_comparable([run for each in records.values() for run in each], rule.metric)
     if rule.baseline:
         _baseline(rule, records, title)
     ranked = rank(rule, records)

@@ -9,7 +9,7 @@ import pytest
 from modernllm.core.config import InputError
 from modernllm.core.records import load_record
 from modernllm.reporting.current import stale as stale_results
-from modernllm.workflow import execute, graph
+from modernllm.workflow import execute, graph, selection
 from modernllm.workflow.expand import expand
 from modernllm.workflow.plan import load_plan
 from modernllm.workflow.schema import SelectionRule
@@ -134,6 +134,23 @@ def test_a_failed_seed_of_a_candidate_stops_the_selection(staged, capsys):
     assert f"select.start: {failed}" in capsys.readouterr().err
     assert staged.states()["tiny/final/s0"][0] == "new"
     assert not_promoted(load_plan("tiny"), "smoke") == {"second": "margin 0.7 σ"}
+
+
+def test_token_perplexities_of_two_vocabularies_are_not_ranked(done, monkeypatch):
+    done.edit("tiny/plan.yaml", "rate: {from: [r2, r25, r3], metric: distance", "rate: {from: [r2, r25, r3], metric: validation_token_ppl")
+    stored, vocabularies = selection._record, {"r2": "16k", "r25": "16k", "r3": "16k"}
+
+    def record(run, title):
+        found = stored(run, title)
+        vocabulary = found.provenance.model_copy(update={"tokenizer_hash": vocabularies[run.variant]})
+        return found.model_copy(update={"metrics": {"validation_token_ppl": found.metrics["distance"]}, "provenance": vocabulary})
+
+    monkeypatch.setattr(selection, "_record", record)
+    plan = load_plan("tiny")
+    assert [row["variant"] for row in selection.select_variants(plan, "smoke", "rate")["ranked"]] == ["r3", "r25", "r2"]
+    vocabularies["r25"] = "8k"
+    with pytest.raises(InputError, match="validation_token_ppl: the models have 2 vocabularies, .*allowed: metrics per byte or word"):
+        selection.select_variants(plan, "smoke", "rate")
 
 
 def test_a_killed_baseline_stops_the_selection(staged, capsys):
