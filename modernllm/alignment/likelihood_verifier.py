@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .judging import JudgedRows
+from .sampling import span_flops
 from .verifier import Verifier, check_pairs
 from ..core.config import InputError
 from ..core.evaluation_mode import evaluation_mode
@@ -28,6 +29,18 @@ from ..models.pretrained import find_folder, find_pretrained, model_folder
 from ..models.sources import load_pretrained, save_model
 
 # %% ../../nbs/54_alignment/likelihood_verifier.ipynb #2f9ed418
+def _encoded(model, tokenizer, pairs: Sequence[tuple[str, str]], instruction: str) -> list[tuple[list[int], list[int]]]:
+    "Token ids of each pair as a conversation, and 1 at the tokens of the solution. A row that is too long loses its beginning."
+    check_pairs(pairs)
+    longest, rows = getattr(model.config, "max_position_embeddings", None), []
+    for problem, solution in pairs:
+        asked = "\n\n".join(filter(None, [instruction, problem.strip()]))
+        chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": solution.strip()}]
+        ids, said = chat_tokens(tokenizer, chat)
+        rows.append((ids[-longest:], said[-longest:]) if longest else (ids, said))
+    return rows
+
+
 def solution_logprobs(
     model: nn.Module,  # causal
     tokenizer,  # with a chat template
@@ -36,15 +49,8 @@ def solution_logprobs(
     instruction: str = "",  # before each problem
     batch_tokens: int = 4096,  # padding included
 ) -> list[np.ndarray]:  # of the tokens of each solution, in nats
-    "What the model gives each token of the solutions, in batches of similar length. A row that is too long loses its beginning."
-    check_pairs(pairs)
-    longest, device = getattr(model.config, "max_position_embeddings", None), next(model.parameters()).device
-    rows = []
-    for problem, solution in pairs:
-        asked = "\n\n".join(filter(None, [instruction, problem.strip()]))
-        chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": solution.strip()}]
-        ids, said = chat_tokens(tokenizer, chat)
-        rows.append((ids[-longest:], said[-longest:]) if longest else (ids, said))
+    "Log-probabilities of the tokens of the solutions, in batches of similar length."
+    rows, device = _encoded(model, tokenizer, pairs, instruction), next(model.parameters()).device
     found, order, at = [np.empty(0)] * len(rows), sorted(range(len(rows)), key=lambda k: -len(rows[k][0])), 0
     with evaluation_mode(model), torch.inference_mode():
         while at < len(order):
@@ -97,6 +103,14 @@ class LikelihoodVerifier:
     def score(self, problem: str, answer: str) -> float:  # in [0, 1]
         "The probability that the solution is right."
         return self.scores([(problem, answer)])[0]
+
+    def flops(
+        self,
+        pairs: Sequence[tuple[str, str]],  # problem and solution
+    ) -> list[float]:
+        "FLOPs of the forward pass that scores each solution."
+        rows = _encoded(self.model, self.tokenizer, pairs, self.instruction)
+        return [span_flops(self.model, 1, len(ids) - 1, sum(said)) for ids, said in rows]
 
     def save(self, folder: str | Path) -> None:
         "Write model, tokenizer and coefficients as one folder."

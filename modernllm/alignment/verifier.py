@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .judging import JudgedRows
+from .sampling import span_flops
 from ..core.config import Config, InputError
 from ..core.provenance import json_sha256
 from ..core.seeding import seed_everything
@@ -102,6 +103,13 @@ class Verifier:
     def score(self, problem: str, answer: str) -> float:  # in [0, 1]
         "The probability that the solution is right."
         return self.scores([(problem, answer)])[0]
+
+    def flops(
+        self,
+        pairs: Sequence[tuple[str, str]],  # problem and solution
+    ) -> list[float]:
+        "FLOPs of the forward pass that scores each solution."
+        return [span_flops(self.model, 1, len(ids), 0) for ids in pair_ids(self.tokenizer, pairs, self.longest)]
 
     def save(self, folder: str | Path) -> None:
         "Write model and tokenizer as one folder."

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Rule', 'SENTIMENT', 'WORD_PROBLEMS', 'KINDS', 'SUMMARIES', 'ANSWERS', 'PREFERENCES', 'REWRITES', 'RULES',
-           'NO_CATEGORY', 'Example', 'foreign_numbers', 'solution_kind', 'count_kinds', 'is_refusal', 'is_repetitive',
-           'preference_example', 'categorise', 'count_categories', 'show_errors', 'write_examples', 'read_examples']
+           'NO_CATEGORY', 'Example', 'foreign_numbers', 'wrong_equations', 'solution_kind', 'count_kinds', 'is_refusal',
+           'is_repetitive', 'preference_example', 'categorise', 'count_categories', 'show_errors', 'write_examples',
+           'read_examples']
 
 # %% ../../nbs/40_evaluation/analysis.ipynb #df8e19f6
 import json
@@ -84,11 +85,18 @@ def foreign_numbers(
     return [written for written, _, _ in equations(solution) if _numbers(written.split("=")[0]) - known]
 
 
+def wrong_equations(
+    solution: str,
+) -> list[str]:
+    "Equations whose number is neither the value of their left side nor this value rounded to hundredths."
+    return [written for written, value, number in equations(solution) if number not in (value, round(value, 2))]
+
+
 WORD_PROBLEMS: dict[str, Rule] = {
     "no answer": lambda e: last_number(e.output) is None,
     "cut off": lambda e: e.cut,
-    "wrong equation": lambda e: any(left != right for _, left, right in equations(e.output)),
-    "wrong set-up": lambda e: not e.right and bool(equations(e.output)) and all(a == b for _, a, b in equations(e.output)),
+    "wrong equation": lambda e: bool(wrong_equations(e.output)),
+    "wrong set-up": lambda e: not e.right and bool(equations(e.output)) and not wrong_equations(e.output),
     "foreign number": lambda e: bool(foreign_numbers(e.input, e.output)),
 }
 
