@@ -6,8 +6,9 @@
 __all__ = ['limit_curve', 'limit_record']
 
 # %% ../../nbs/58_workflow/kill_limit.ipynb #7c55d3f3
-import statistics
 from collections.abc import Sequence
+
+import numpy as np
 
 from ..core.config import InputError
 from ..core.records import Curve, Record
@@ -17,13 +18,13 @@ def limit_curve(
     curves: Sequence[Curve],  # two or more, of one kind
     sigmas: float,
 ) -> Curve:
-    "Mean plus `sigmas` sample standard deviations of curves, at the x that all of them have."
-    points = [dict(zip(curve.x, curve.y)) for curve in curves]
-    x = [place for place in curves[0].x if all(place in values for values in points)]
-    if len(points) < 2 or not x:
-        raise InputError(f"kill.sigmas: {len(points)} curves of the baseline share {len(x)} x; allowed: 2 or more, and 1 or more")
-    columns = [[values[place] for values in points] for place in x]
-    y = [statistics.fmean(values) + sigmas * statistics.stdev(values) for values in columns]
+    "Mean plus `sigmas` sample standard deviations of curves that are linear between points, at the x of the first within all."
+    low, high = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
+    x = [tokens for tokens in curves[0].x if low <= tokens <= high]
+    if len(curves) < 2 or not x:
+        raise InputError(f"kill.sigmas: {len(curves)} curves of the baseline share {len(x)} x; allowed: 2 or more, and 1 or more")
+    values = np.array([np.interp(x, curve.x, curve.y) for curve in curves])
+    y = (values.mean(0) + sigmas * values.std(0, ddof=1)).tolist()
     return Curve(x=x, y=y, x_unit=curves[0].x_unit, y_unit=curves[0].y_unit)
 
 
