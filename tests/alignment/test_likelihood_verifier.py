@@ -9,6 +9,7 @@ import torch
 from modernllm.alignment.judging import JudgedRows
 from modernllm.alignment.likelihood_verifier import (
     FILE, LikelihoodVerifier, fit_likelihood_verifier, likelihood_features, load_verifier, solution_logprobs)
+from modernllm.alignment.sampling import span_flops
 from modernllm.core.config import InputError
 from modernllm.data.chat_templates import chat_tokens
 
@@ -45,6 +46,14 @@ def test_saved_and_loaded(model, tokenizer, tmp_path):
     assert isinstance(again, LikelihoodVerifier) and again.scores([]) == []
     assert again.scores(PAIRS) == pytest.approx(scores, abs=1e-6)
     assert json.loads((tmp_path / FILE).read_text())["instruction"] == "Choose."
+
+
+def test_flops_are_those_of_a_forward_pass_with_logits_at_the_solution_alone(model, tokenizer):
+    verifier = LikelihoodVerifier(model, tokenizer, (0.0,) * 4, 0.0)
+    short, long = verifier.flops([("1 + 1", "2"), ("1 + 1" * 9, "2")])
+    ids, said = chat_tokens(tokenizer, [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}])
+    logits = len(solution_logprobs(model, tokenizer, [("1 + 1", "2")])[0])
+    assert sum(said) == logits < len(ids) - 1 and short == span_flops(model, 1, len(ids) - 1, logits) < long
 
 
 def test_what_is_refused(model, tokenizer, tmp_path):
