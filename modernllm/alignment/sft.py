@@ -195,7 +195,7 @@ class SFTScores:
         low, high = bootstrap(self.rouge_l) if len(self.rouge_l) > 1 else (float("nan"),) * 2
         cut = [example.cut for example in self.examples]
         rows = [("loss", self.loss, None, None, self.n_tokens), ("rougeL", fmean(self.rouge_l), low, high, len(self.rouge_l)),
-                ("over-length", fmean(cut), *wilson(sum(cut), len(cut)), len(cut))]
+                ("cut off", fmean(cut), *wilson(sum(cut), len(cut)), len(cut))]
         rows += [(f"instructions: {r.kind}", r.share, r.low, r.high, r.n) for r in self.instructions.itertuples()]
         return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])
 

@@ -65,6 +65,7 @@ def _problems(asked: VerifyConfig, seed: int):
         raise InputError(f"data={asked.data}; allowed: gsm8k, word_problems, or a .jsonl file with question, answer and right")
     task, (model, tokenizer, _) = find_task(asked.data, "chat"), load_model(asked.sampler or asked.model, "causal")
     check_chat_template(asked.sampler or asked.model, tokenizer)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     rows = read_task(task, "train").sample(asked.train_rows)
     prompts = [write_prompt(tokenizer, task.template, row)[0] for row in rows.rows]
     settings = {"max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature, "seed": seed}

@@ -23,6 +23,7 @@ class Drawn(NamedTuple):
     text: str  # without what a plain model writes behind its answer
     number: Fraction | None
     score: float | None  # of the verifier
+    flops: float = 0.0  # of scoring it
 
 
 def prompt_of(
@@ -60,8 +61,9 @@ def draw_answers(
     def draw(first: int, size: int) -> list[Drawn]:
         (said,) = sample_answers(model, tokenizer, [prompt], size, first=first, **sampling)
         texts = [first_answer(one.text, template).strip() for one in said]
-        scores = verifier.scores([(problem, text) for text in texts]) if verifier else [None] * size
-        return [Drawn(*row) for row in zip(said, texts, map(final_number, texts), scores)]
+        pairs = [(problem, text) for text in texts]
+        scores, flops = (verifier.scores(pairs), verifier.flops(pairs)) if verifier else ([None] * size, [0.0] * size)
+        return [Drawn(*row) for row in zip(said, texts, map(final_number, texts), scores, flops)]
 
     return draw
 
@@ -94,7 +96,9 @@ def show_votes(
     spent = cost([one.said for one in drawn])
     click.echo(f"answer: {_said(found.answer)}   confidence {found.confidence:.3f}")
     answers = "1 answer" if len(drawn) == 1 else f"{len(drawn)} answers"
-    click.echo(f"cost: {answers}, {spent.tokens:,} tokens written, {spent.flops / 1e9:,.3f} GFLOPs")
+    checked = sum(one.flops for one in drawn)
+    judged = f", of which {checked / 1e9:,.3f} for the verifier" if checked else ""
+    click.echo(f"cost: {answers}, {spent.tokens:,} tokens generated, {(spent.flops + checked) / 1e9:,.3f} GFLOPs{judged}")
 
 
 def _said(number: Fraction | None) -> str:
@@ -133,8 +137,11 @@ def solve(model, problem, samples, verifier, threshold, budget, instruction, max
     if sampling["temperature"] == 0 and samples > 1:
         raise InputError(f"--temperature 0 gives {samples} equal answers; allowed: --samples 1, or a temperature above 0")
     check_threshold(threshold or 0)
+    import torch
+
     from modernllm.hf.adapters import load_model
     loaded, tokenizer, _ = load_model(model, "causal")
+    loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     sampling["max_new_tokens"] = answer_limit(loaded, max_new_tokens)
     judge = None
     if verifier:

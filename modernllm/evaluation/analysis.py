@@ -10,7 +10,6 @@ __all__ = ['Rule', 'SENTIMENT', 'WORD_PROBLEMS', 'KINDS', 'SUMMARIES', 'ANSWERS'
 
 # %% ../../nbs/40_evaluation/analysis.ipynb #df8e19f6
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -183,8 +182,6 @@ ANSWERS: dict[str, Rule] = {
 }
 PREFERENCES: dict[str, Rule] = {
     "preference violated": lambda e: not e.right,
-    "confident": SENTIMENT["confident"],
-    "ambiguous": SENTIMENT["ambiguous"],
     "longer": lambda e: len(e.output.split()) > len(e.reference.split()),
     **{name: ANSWERS[name] for name in ("refusal", "repetition", "over-length")},
 }
@@ -194,12 +191,11 @@ def preference_example(
     prompt: str,
     chosen: str,
     rejected: str,
-    margin: float,  # log-odds that the model gives to the chosen answer
+    margin: float,  # mean log-probability of the chosen answer less that of the rejected one, nats/token
 ) -> Example:
     "The answer of a pair that the model prefers; a tie is a violated preference."
     right = margin > 0
-    confidence = 1 / (1 + math.exp(-min(abs(margin), 100)))
-    return Example(prompt, chosen if right else rejected, chosen, right, confidence)
+    return Example(prompt, chosen if right else rejected, chosen, right)
 
 # %% ../../nbs/40_evaluation/analysis.ipynb #6fe0e8ad
 REWRITES: dict[str, Rule] = {

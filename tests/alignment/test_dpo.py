@@ -20,7 +20,7 @@ from modernllm.training.callbacks import Callback
 
 TRAIN, HELD = (read_preferences("generated_preferences", split).sample(24) for split in ("train", "validation"))
 TOKENIZER = train_bpe([row["prompt"][0]["content"] + row["chosen"] for row in TRAIN.rows], 300)
-SHORT = {"max_steps": 4, "learning_rate": 5e-3, "precision": "fp32", "eval_every": 2}
+SHORT = {"max_steps": 4, "learning_rate": 5e-3, "precision": "fp32", "eval_every": 2, "checkpoint_every_steps": 2}
 
 
 def new_model(vocabulary=len(TOKENIZER), context=120):
@@ -95,17 +95,25 @@ def test_another_reference_of_the_same_vocabulary_is_used():
     assert tuned.first["kl"] > 1e-3
 
 
-class StopAtTwo(Callback):
-    def step_end(self, trainer, row):
-        if row["step"] == 2:
-            trainer.stop("killed")
+class DiesAtThree(Callback):
+    def updated(self, trainer):
+        if trainer.step == 3:
+            raise KeyboardInterrupt
 
 
 def test_the_same_run_twice_is_equal_bit_for_bit(tmp_path):
     one, other = (trained(new_model(), tmp_path / name) for name in ("a", "b"))
     assert one.result.history == other.result.history and (tmp_path / "a").exists()
-    stopped = trained(new_model(), callbacks=[StopAtTwo()])
-    assert stopped.result.history["eval"][0] == one.result.history["eval"][0]
+
+
+def test_a_killed_training_ends_with_the_same_weights(tmp_path):
+    whole = trained(new_model(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(new_model(), tmp_path / "killed", callbacks=[DiesAtThree()])
+    assert list((tmp_path / "killed").iterdir())
+    resumed = trained(new_model(), tmp_path / "killed")
+    assert resumed.result.history == whole.result.history
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
 
 
 def refused(words, call):

