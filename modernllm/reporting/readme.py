@@ -46,7 +46,7 @@ def tree(
                 lines.append((f"  {folder.name}/", f"modernllm.{package}" if there else "pages that export nothing"))
                 lines += [(f"    {nb.stem}", first_lines(nb)[1]) for nb in sorted(folder.glob("*.ipynb"))]
             lines.append(("  studies/", "one folder a question: plan.yaml, run.ipynb, summary.ipynb"))
-            lines += [(f"    {study}/", load_plan(study).title) for study in studies()]
+            lines += [(f"    {study}/", first_lines(settings().studies / study / "run.ipynb")[1]) for study in studies()]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:{width}}  {note}".rstrip() for name, note in lines)
 
@@ -72,7 +72,7 @@ def questions(
 ) -> str:  # a Markdown table
     "Question, answer, caveat and core-hours of every study. One that is not told of has its title and its own conclusion."
     values = flatten(collect(profile))
-    lines = ["| question | answer | but | core-hours |", "|---|---|---|--:|"]
+    lines = ["| question | answer | caveat | core-hours |", "|---|---|---|--:|"]
     for name in studies():
         verdict = f"{{{name}.verdict}}" if f"{name}.verdict" in values else "see the paper"
         question, answer, caveat = told.get(name, (prose(load_plan(name).title), verdict, ""))
