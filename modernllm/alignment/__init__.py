@@ -1,4 +1,4 @@
-"""From a base model to checked answers: conversations, preferences, a verifier, votes over answers. Names are loaded lazily."""
+"""Alignment: fine-tuning on conversations (SFT), preferences (DPO), verifiers, answer selection. Names are loaded lazily."""
 
 from modernllm import lazily
 

@@ -107,7 +107,7 @@ def takes_settings(
         "modernllm distill --teacher MODEL --student 'layers=6 hidden=256' --data my.txt    a small model from a large one",
         "modernllm sft data=chats.jsonl             a pretrained model on conversations; then dpo, verify, solve",
         "modernllm rewrite train --set dev          a small model that rewrites follow-up questions",
-        "modernllm chat smollm2-135m                talk with a pretrained model",
+        "modernllm chat smollm2-135m                chat with a pretrained model",
         "modernllm runs                             what was run, when, how far, with which loss",
         "modernllm export MODEL --to llama          for use without this package",
         "modernllm report build --profile smoke     paper and slides from the records",

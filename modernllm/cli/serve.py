@@ -26,7 +26,7 @@ class RewriteChat:
     def answer(
         self,
         said: str,
-        tell,  # called with the rewrite
+        emit,  # called with the rewrite
         note,  # called with what a person should know
     ) -> None:
         "Rewrite a question, or remember an answer."
@@ -34,7 +34,7 @@ class RewriteChat:
             self.turns.append(said[1:].strip())
             return note("remembered as an answer")
         (found,) = self.rewriter.rewrite([said], history=[self.turns])
-        tell(found.text)
+        emit(found.text)
         self.turns.append(said)
         note(f"{found.milliseconds:.0f} ms, {found.tokens_in} tokens read, {found.tokens_out} written"
              + (f", {found.cut_turns} of the oldest turns left out" if found.cut_turns else "")
@@ -46,7 +46,7 @@ class RewriteChat:
 
 # %% ../../nbs/70_cli/serve.ipynb #5e700007
 ENGINE = click.option("--engine", default="ct2", show_default=True,
-                      help="What computes: torch, int8, export, ct2, ct2-int8, gguf or gguf-q8.")
+                      help="Inference engine: torch, int8, export, ct2, ct2-int8, gguf or gguf-q8.")
 THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine.  [default: its own choice]")
 
 

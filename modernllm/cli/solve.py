@@ -121,8 +121,8 @@ def _said(number: Fraction | None) -> str:
 @click.option("--instruction", help="Before the problem in a chat; may be empty.  [default: as in the task gsm8k]")
 @click.option("--max-new-tokens", type=click.IntRange(1),
               help=f"Of an answer.  [default: {LONGEST_ANSWER}, at most half the context]")
-@click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(0), help="0: no chance, for one sample.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Choose among tokens that hold this probability.")
+@click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(0), help="0: greedy decoding, one sample.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus sampling: cumulative probability to keep.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same answers.")
 def solve(model, problem, samples, verifier, threshold, budget, instruction, max_new_tokens, **sampling):
     """Solve a word problem: sample answers, vote over their final numbers, show all of it and what it cost.

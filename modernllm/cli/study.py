@@ -29,7 +29,7 @@ def checked(
     return [check_name("study", name, all_studies()) for name in studies] or None
 
 # %% ../../nbs/70_cli/study.ipynb #5186ca69
-@click.group(short_help="Questions, the runs that answer them, what is left.", epilog=examples(
+@click.group(short_help="List studies, show what is stale, run them.", epilog=examples(
     "modernllm study list", "modernllm study status lm_baselines --profile cpu", "modernllm study run --profile smoke",
 ))
 def study():

@@ -144,7 +144,7 @@ def sync(
     return done + [f"{path} cleaned" for path in dirty]
 
 # %% ../../nbs/70_cli/sync.ipynb #a6411e86
-@click.command("sync", short_help="Carry edits from notebooks to modules and back.", epilog=examples(
+@click.command("sync", short_help="Synchronise notebooks and modules.", epilog=examples(
     "modernllm sync", "modernllm sync --check    change nothing, exit 1 when something is not in sync",
 ))
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 when something is not in sync.")

@@ -218,9 +218,9 @@ MODEL = click.argument("model")  # a folder, a name of `modernllm models list`, 
 @MODEL
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
 @click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(1), help="At most so many tokens.")
-@click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(0), help="0: no chance involved.")
+@click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(0), help="0: greedy decoding.")
 @click.option("--top-k", type=click.IntRange(1), help="Choose among the k most likely tokens.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Choose among tokens that hold this probability.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus sampling: cumulative probability to keep.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
 def generate(model, prompts, **options):
     "Continue prompts with a saved model."

@@ -1,4 +1,4 @@
-"""Weights by construction: programs, their compiler to T5, tasks. Public names are loaded when they are first used."""
+"""Programs, their compiler to the weights of a T5, tasks. Public names are loaded when they are first used."""
 
 from modernllm import lazily
 

@@ -60,7 +60,7 @@ def compile_t5(
     build: str = "exact",  # exact | exact_bf16 | soft
     max_length: int | None = None,  # the longest input without EOS; 512, or a task's own, when not given
 ) -> tuple[T5ForConditionalGeneration, Plan]:
-    "A T5 whose weights are computed, not trained, and that performs the program; and its plan."
+    "A T5 whose weights are compiled from a program, not trained; and its plan."
     chosen = BUILDS[check_name("build", build, BUILDS)]
     task = task_or_program
     if max_length is not None and max_length < 1:

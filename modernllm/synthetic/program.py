@@ -9,7 +9,7 @@ __all__ = ['Program', 'listing', 'interpret', 'run_columns', 'trace']
 from dataclasses import dataclass, field
 
 from ..core.config import InputError
-from .decoder_ops import Fetch, Said, Step
+from .decoder_ops import Fetch, PreviousToken, Step
 from .embedding_ops import end
 from .expressions import EOS, Columns, Expr, Number, Symbol
 from .feed_forward_ops import Write
@@ -23,7 +23,7 @@ class Program:
     value: Symbol  # encoder: the token each row offers
     rank: Number | None  # encoder: its place in the output; at the end row the number of kept rows
     keep: tuple = ()  # encoder flags, all of them 1 where a row is kept; the end row always is
-    index: Number = field(default_factory=Step)  # decoder: which rank is said at a step
+    index: Number = field(default_factory=Step)  # decoder: which rank is output at a step
     done: Number | None = None  # decoder flag: EOS from the first step where it is 1
     follow: Symbol | None = None  # encoder: the token that a row comes after; asked beside the rank, or instead of it
 
@@ -35,7 +35,7 @@ class Program:
     def fetches(self) -> list[Fetch]:
         "Expressions for the next token, which must agree."
         kept = tuple(flag + end * (1 - (flag.at_end() or 0)) for flag in self.keep)
-        ways = [(Write(self.index, None, True), self.key), (Said(), self.follow)]
+        ways = [(Write(self.index, None, True), self.key), (PreviousToken(), self.follow)]
         return [Fetch(query, key, kept, self.value) for query, key in ways if key is not None]
 
     def nodes(self) -> list[Expr]:

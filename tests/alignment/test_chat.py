@@ -67,12 +67,12 @@ def test_a_message_that_does_not_fit_is_refused_and_forgotten(model):
 def test_an_interrupted_answer_keeps_what_was_written(model):
     chat, notes, pieces = Chat(model, TOKENIZER, max_new_tokens=20), [], []
 
-    def tell(piece):
+    def emit(piece):
         pieces.append(piece)
         if len(pieces) == 3:
             raise KeyboardInterrupt
 
-    chat.answer("the sea", tell, notes.append)
+    chat.answer("the sea", emit, notes.append)
     assert notes == ["stopped"] and chat.answer("the ship") is not None and model.training is False
 
 
