@@ -3,8 +3,9 @@
 import pytest
 
 from modernllm.core.config import InputError
+from modernllm.core.project import settings
 from modernllm.core.records import publish
-from modernllm.reporting.readme import hardware, questions, quoted
+from modernllm.reporting.readme import first_lines, hardware, questions, quoted, tree
 from modernllm.reporting.results import conclude, example_records
 
 
@@ -26,6 +27,11 @@ def test_a_study_that_is_not_told_of_concludes_for_itself(smoke):
     assert "| [An example](studies/example) | see the paper |" in questions({}, "smoke")
     conclude("Larger is better. By much.", "smoke", "example")
     assert "| [An example](studies/example) | Larger is better. |" in questions({}, "smoke")
+
+
+def test_the_tree_says_what_a_run_of_a_study_does():
+    said = first_lines(settings().studies / "gqa" / "run.ipynb")[1]
+    assert any(line.split() == ["gqa/", *said.split()] for line in tree({"nbs/": ""}).splitlines())
 
 
 def test_an_unknown_name_is_one_line():
