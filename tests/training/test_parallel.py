@@ -120,7 +120,7 @@ def test_a_single_number_cannot_be_divided(monkeypatch):
     module = nn.Module()
     module.scale = nn.Parameter(torch.tensor(1.0))
     monkeypatch.setattr("modernllm.training.parallel.processes", lambda: type("Two", (), {"num_processes": 2}))
-    with pytest.raises(InputError, match="scale is a single number"):
+    with pytest.raises(InputError, match="scale is a scalar, which cannot be sharded"):
         apply_fsdp(module, "full", torch.device("cpu"))
 
 
