@@ -65,7 +65,7 @@ def read_vocabulary(
     text: str,  # a data set of running text
     task_sets: Sequence[str],
     vocab_size: int,  # without `extra`
-    extra: Sequence[str] = (),  # further control tokens, in the order of their ids
+    extra: Sequence[str] = (),  # further special tokens, in the order of their ids
 ) -> PreTrainedTokenizerBase:
     "One tokenizer for the text and the task sets, each with the same number of characters; entered into the record."
     loaded = load(text, "train", stand_in=stand_in(run, text))
