@@ -70,7 +70,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(smollm2):
     changing = copy.deepcopy(smollm2)
     changing.chat_template = ("{% for m in messages %}{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
                               "<|im_end|>{% endfor %}")
-    with pytest.raises(InputError, match="has no {% generation %} block.*up to answer 1 is not a prefix.*a template with {% generation %}") as caught:
+    with pytest.raises(InputError, match="has no {% generation %} block.*up to answer 1 is not a prefix of the whole;") as caught:
         chat_tokens(changing, CHAT)
     assert "\n" not in str(caught.value)
 

@@ -116,7 +116,7 @@ def test_processes_that_do_not_know_each_other(monkeypatch):
         trainer()
 
 
-def test_a_single_number_cannot_be_divided(monkeypatch):
+def test_a_scalar_cannot_be_sharded(monkeypatch):
     module = nn.Module()
     module.scale = nn.Parameter(torch.tensor(1.0))
     monkeypatch.setattr("modernllm.training.parallel.processes", lambda: type("Two", (), {"num_processes": 2}))
