@@ -15,7 +15,7 @@ import torch
 
 from ..core.config import InputError
 from ..core.provenance import json_sha256
-from ..data.chat_templates import control_tokens, render_chat
+from ..data.chat_templates import render_chat, special_tokens
 from ..data.encoding import IGNORE, collate, pad_id, text_ids
 from ..data.sources import SplitOrigin
 from ..data.tokenizers import encode_documents, tokenizer_hash
@@ -69,14 +69,14 @@ class PreferencePairs(SplitOrigin):
 def turn_end(
     tokenizer,  # of transformers, with a chat template
 ) -> list[int]:
-    "The tokens behind an answer up to the control token that ends it. `InputError` where no answer follows its prompt."
+    "The tokens behind an answer up to the special token that ends it. `InputError` where no answer follows its prompt."
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    asked, whole = render_chat(tokenizer, chat[:1]), render_chat(tokenizer, chat, waiting=False)
-    ids, control = text_ids(tokenizer, whole.removeprefix(asked + "b")), set(control_tokens(tokenizer).values())
-    ends = [place for place, token in enumerate(ids) if token in control]
+    asked, whole = render_chat(tokenizer, chat[:1]), render_chat(tokenizer, chat, add_generation_prompt=False)
+    ids, special = text_ids(tokenizer, whole.removeprefix(asked + "b")), set(special_tokens(tokenizer).values())
+    ends = [place for place, token in enumerate(ids) if token in special]
     if not whole.startswith(asked + "b") or not ends:
         raise InputError(f"tokenizer {type(tokenizer).__name__}: its chat template does not write a prompt, the answer and a "
-                         "control token that ends it, one behind the other; allowed: one that does")
+                         "special token that ends it, one behind the other; allowed: one that does")
     return ids[: ends[0] + 1]
 
 

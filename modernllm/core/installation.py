@@ -88,7 +88,7 @@ def packages() -> dict[str, str]:  # distribution: version
 
 
 def environment() -> dict:
-    "Packages, Python, hardware and threads. Environment variables are not part of it: they hold keys."
+    "Packages, Python, hardware and threads. Environment variables are not part of it: they may hold secrets."
     return {
         "packages": packages(),
         "python": platform.python_version(),

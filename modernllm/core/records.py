@@ -127,8 +127,8 @@ class Cost(Config):
     peak_memory_mb: Amount
     peak_gpu_memory_mb: Amount | None = None
     throughput: Throughput | None = None
-    mfu: Amount | None = None  # throughput × operations a token, over the limit; None: not known, or refused
-    matmul_limit: Amount | None = None  # operations a second of a large matrix product on this machine, in this precision
+    mfu: Amount | None = None  # MFU: tokens/s × FLOPs per token / matmul_limit; None: unknown or above 1
+    matmul_limit: Amount | None = None  # FLOP/s of a large matrix product on this machine, in this precision
 
     @field_validator("mfu")
     @classmethod
@@ -192,7 +192,7 @@ class Record(Config):
         return json_sha256(self.model_dump(mode="json", include=names))
 
     def to_json(self) -> str:
-        "The file's text, without keys."
+        "JSON text of the record, secrets masked."
         return json.dumps(without_secrets(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

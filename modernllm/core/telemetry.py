@@ -57,7 +57,7 @@ def peak_gpu_memory_mb() -> float | None:
 
 
 def peak_mb() -> float:  # MiB
-    "Peak memory on the graphics card, or else of the process."
+    "Peak memory of torch on the GPU, else of the process."
     on_card = peak_gpu_memory_mb()
     return peak_memory_mb() if on_card is None else on_card
 
@@ -217,7 +217,7 @@ def _hours(events: list[dict], useful: set[int]) -> tuple[float, dict[tuple[str,
 
 
 def _speed(events: list[dict], useful: set[int]) -> tuple[float | None, float | None, float | None]:
-    "Of the useful steps the median of tokens a second, and of the share of the machine's limit; the limit as last measured."
+    "Medians of tokens/s and of MFU over the useful steps; the last measured limit."
     rates, shares, limits = [], [], {}
     for index, event in enumerate(events):
         part, rate = (event["session"], event.get("part")), event.get("tokens_per_second")
@@ -243,8 +243,8 @@ class Ledger:
     peak_memory_mb: float
     peak_gpu_memory_mb: float | None
     throughput: float | None  # median tokens a second of the useful steps
-    mfu: float | None  # median share of the limit that went into the model's own products; None: these are not known
-    matmul_limit: float | None  # operations a second of a large matrix product, as last measured
+    mfu: float | None  # median MFU; None: FLOPs unknown
+    matmul_limit: float | None  # FLOP/s of a large matrix product, last measured
 
     @classmethod
     def of(

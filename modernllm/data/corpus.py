@@ -253,7 +253,7 @@ def join_splits(
 
 # %% ../../nbs/10_data/corpus.ipynb #25355549
 class EpochBlocks:
-    "The blocks of one epoch: documents in its order, cut into blocks, and these in its order."
+    "One epoch: shuffled documents concatenated, cut into blocks, blocks shuffled."
 
     def __init__(
         self,
@@ -269,7 +269,7 @@ class EpochBlocks:
         self.ends = np.cumsum(np.diff(starts, append=split.n_tokens)[documents])  # in the epoch's row
 
     def block(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (block_size,) each
-        "Inputs, targets and positions in the document, or in what the block has of it."
+        "Inputs, targets, and position ids that restart at each document and block."
         first = self.order[number] * self.block_size
         places = np.arange(first, min(first + self.block_size + 1, self.split.n_tokens))
         document = np.searchsorted(self.ends, places, side="right")
@@ -295,7 +295,7 @@ class LMBatches:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        separate_documents: bool = False,  # with positions by which attention stays inside a document
+        separate_documents: bool = False,  # intra-document masking: position_ids restart at each document
     ):
         _check_length(split, block_size)
         if type(batch_size) is not int or batch_size < 1:

@@ -56,7 +56,7 @@ def text_ids(
     tokenizer: "PreTrainedTokenizerFast",
     text: str,
 ) -> list[int]:
-    "Ids of a text of ours, such as a prefix: control tokens spelt out in it are control tokens."
+    "Token ids of trusted text: special tokens spelled out in it are parsed."
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 # %% ../../nbs/10_data/encoding.ipynb #ac7acdb7
@@ -180,7 +180,7 @@ def encode_seq2seq(
 
 # %% ../../nbs/10_data/encoding.ipynb #4b2a0839
 def _shifted(ids: list[int], learnt: Sequence[int | bool], max_length: int) -> tuple | None:
-    "Inputs and next-token targets of a row; None if it is too long or nothing in it is learnt."
+    "Inputs and next-token targets of a row; None if it is too long or it has no target token."
     targets = [token if flag else IGNORE for token, flag in zip(ids[1:], learnt[1:])]
     return (ids[:-1], targets) if len(ids) <= max_length and set(targets) - {IGNORE} else None
 
@@ -224,11 +224,11 @@ def encode_causal(
 def encode_prompted(
     tokenizer: "PreTrainedTokenizerFast",
     origin: SplitOrigin,
-    prompts: Sequence[str],  # as a template wrote them, control tokens included
+    prompts: Sequence[str],  # as a template wrote them, special tokens included
     answers: Sequence[str],
     *,
     max_length: int,  # tokens of a row, its end counted
-    ended: bool,  # whether the end token is learnt behind the answer
+    ended: bool,  # append the end token, with a loss on it
 ) -> EncodedRows:
     "Written prompt and answer in one row, with a loss on the answer only; rows that are too long are left out."
     asked = [text_ids(tokenizer, prompt) for prompt in prompts]
@@ -264,7 +264,7 @@ def encode_chat(
     *,
     max_length: int,  # tokens of a row
 ) -> EncodedRows:
-    "Each conversation in one row, with a loss on what the assistant says; too long ones, or without an answer, are left out."
+    "Each conversation in one row, with a loss on assistant tokens only; too long ones, or without an answer, are left out."
     template = chat_template(tokenizer)
     rows = [_shifted(*chat_tokens(tokenizer, messages), max_length) for messages in conversations]
     return _rows(tokenizer, origin, rows, "targets", f"at most {max_length} tokens and an answer", max_length=max_length,

@@ -38,7 +38,7 @@ def document_lengths(
 
 def token_lengths(
     corpus: Corpus,
-) -> np.ndarray:  # (vocab_size,), 0 for reserved tokens
+) -> np.ndarray:  # (vocab_size,), 0 for special tokens
     "Length in bytes of each token of the vocabulary."
     vocabulary = corpus.tokenizer.convert_ids_to_tokens(range(corpus.vocab_size))
     reserved = set(corpus.tokenizer.all_special_tokens)

@@ -33,7 +33,7 @@ class TaskDatasetConfig(Config):
     eval_limit: int | None = pydantic.Field(None, ge=1)  # pairs of validation, and of test, likewise
     max_source_length: int = pydantic.Field(128, ge=2)  # tokens, the prefix and the end counted
     max_target_length: int = pydantic.Field(128, ge=2)  # tokens, the end counted
-    prefix: str | None = None  # before each source, as T5 is told its task
+    prefix: str | None = None  # task prefix before each source, as in T5
 
     @pydantic.field_validator("name")
     @classmethod

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = (
     "<|pad|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool_call|>", "<|tool_result|>",
 )
-SMALLEST = len(SPECIAL_TOKENS) + 256  # reserved tokens and every byte
+SMALLEST = len(SPECIAL_TOKENS) + 256  # special tokens and every byte
 MOST = 4096  # of a tokenizer for which no size is given
 
 # %% ../../nbs/10_data/tokenizers.ipynb #4d6591e8
@@ -128,7 +128,7 @@ def _wrap(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":
 # %% ../../nbs/10_data/tokenizers.ipynb #6897f126
 def train_bpe(
     texts: Iterable[str],  # documents of the training split
-    vocab_size: int | None = None,  # reserved tokens and bytes included; None: `MOST`, or as many as the text supports
+    vocab_size: int | None = None,  # special tokens and bytes included; None: `MOST`, or as many as the text supports
 ) -> "PreTrainedTokenizerFast":
     "A byte-level BPE tokenizer with exactly `vocab_size` tokens, from the cache when it was trained before."
     import tokenizers
@@ -179,7 +179,7 @@ def encode_documents(
     tokenizer: "PreTrainedTokenizerFast",
     texts: list[str],
 ) -> list[list[int]]:
-    "Token ids of plain texts, in parallel. A reserved token spelt out in a text is text, not the token."
+    "Token ids of plain texts, in parallel. A special token spelled out in a text is text, not the token."
     backend = tokenizer.backend_tokenizer
     before = backend.encode_special_tokens
     backend.no_truncation()
@@ -194,8 +194,8 @@ def encode_documents(
 def with_tokens(
     tokenizer: "PreTrainedTokenizerFast",
     tokens: Sequence[str],  # in the order of their ids
-) -> "PreTrainedTokenizerFast":  # a copy
-    "The tokenizer with control tokens behind its vocabulary."
+) -> "PreTrainedTokenizerFast":
+    "A copy with added special tokens."
     vocabulary = tokenizer.get_vocab()
     if there := [token for token in tokens if token in vocabulary]:
         raise InputError(f"tokens: {there[0]!r} is in the vocabulary already; allowed: new ones")

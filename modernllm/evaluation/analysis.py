@@ -31,7 +31,7 @@ from .text_statistics import repeated
 # %% ../../nbs/40_evaluation/analysis.ipynb #9c97f881
 @dataclass
 class Example:
-    "What a model made of one input."
+    "One evaluated example: input, output, reference, correctness."
 
     input: str
     output: str

@@ -30,7 +30,7 @@ class Question:
 
     prompt: str
     choices: tuple[str, ...]  # without the space that joins them to the prompt
-    answer: int  # place of the right one
+    answer: int  # index of the correct choice
     joint: str = " "  # between prompt and choice
 
     def __post_init__(self):
@@ -61,8 +61,8 @@ class Row(NamedTuple):
 
 def shared_runs(
     rows: Sequence[Row],
-) -> dict[tuple[int, ...], list[int]]:  # tokens that the model reads → the rows that it serves
-    "The runs that rows need: one serves all rows whose inputs are its first tokens."
+) -> dict[tuple[int, ...], list[int]]:  # input sequence → indices of the rows scored from it
+    "Prefix sharing: a row that is a prefix of another uses its forward pass."
     inputs, runs, last = [row.ids[:-1] for row in rows], {}, ()
     for ids in sorted(set(inputs), reverse=True):  # each stands behind those that begin with it
         last = runs[ids] = last if last[: len(ids)] == ids else ids
@@ -73,7 +73,7 @@ def shared_runs(
 
 # %% ../../nbs/40_evaluation/choices.ipynb #d4a10003
 class _Prefix(NamedTuple):
-    "Tokens that all rows begin with, and what a model keeps of them."
+    "Common prefix of all rows and its KV cache."
 
     ids: tuple[int, ...] = ()
     cache: Any = None  # keys and values, of one row
@@ -99,7 +99,7 @@ def _logprobs(model: nn.Module, runs: Sequence[tuple], served: Sequence[tuple[in
 
 # %% ../../nbs/40_evaluation/choices.ipynb #d4a10004
 def _shared_prefix(model: nn.Module, rows: Sequence[Row], runs: Sequence[tuple]) -> _Prefix:
-    "What all rows begin with, once read; empty where that saves little, or where results are not those without."
+    "Common prefix with its KV cache; empty where it saves little or changes the results."
     length = min(len(commonprefix([min(runs), max(runs)])), min(len(row.ids) - row.own - 1 for row in rows))
     if 4 * length * (len(runs) - 4) < sum(map(len, runs)):  # it and its test cost about four runs
         return _Prefix()
@@ -126,7 +126,7 @@ def fitted(
     model: nn.Module,
     rows: Sequence[tuple[list[int], int]],  # of `encode_continuation`
 ) -> tuple[list[Row], int]:  # and how many were cut
-    "Rows that fit the model's context: a longer one loses tokens at its beginning."
+    "Rows truncated on the left to the model's context."
     context = getattr(model.config, "max_position_embeddings", None) or max(len(ids) for ids, _ in rows)
     cut = sum(len(ids) > context + 1 for ids, _ in rows)
     return [Row(tuple(ids[-(context + 1) :]), min(own, context)) for ids, own in rows], cut

@@ -121,7 +121,7 @@ def continue_long(
     top_p: float = 0.95,
     seed: int = 0,
 ) -> Tensor:  # (texts, new_tokens)
-    "Sample a fixed number of tokens behind every prompt."
+    "Sample a fixed number of tokens after every prompt."
     prompts = prompts.to(model.device)
     settings = {"max_new_tokens": new_tokens, "pad_token_id": end_id, "suppress_tokens": [end_id],
                 "do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}

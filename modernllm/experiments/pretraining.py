@@ -49,7 +49,7 @@ def pretrain(
     eval_tokens: int,  # length of the prefix of validation
     objective: Objective | None = None,  # None: next-token prediction as it is
     callbacks: Sequence[Callback] = (),  # beside the progress bar and those of the run's plan
-    separate_documents: bool = False,  # no attention across the border of two documents in a row
+    separate_documents: bool = False,  # intra-document masking: position_ids restart at each document
 ) -> TrainResult:
     "Train on the corpus in the run's folder; record model size and both loss curves."
     for name, exclude in (("parameters", False), ("parameters_beside_embedding", True)):

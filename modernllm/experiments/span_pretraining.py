@@ -35,7 +35,7 @@ def new_t5(
     seed: int = 0,
     **given,  # of T5Config
 ) -> T5ForConditionalGeneration:
-    "A T5 without training, on the card where there is one."
+    "A randomly initialised T5, on the GPU if there is one."
     if d_model % HEAD:
         raise InputError(f"d_model is {d_model}; allowed: a multiple of {HEAD}")
     pad = tokenizer.pad_token_id
@@ -68,7 +68,7 @@ def train_on_spans(
     folder: str | Path | None = None,  # for checkpoints
     telemetry: Telemetry | None = None,
 ) -> tuple[Tuned, int]:  # scores by loss in nats a token, and how many tokens of validation they are over
-    "Learn to fill in spans."
+    "Train with span corruption."
     portions = {"block_size": block_size, "batch_size": batch_size, "sentinels": SENTINELS, "seed": config.seed,
                 "targets": targets}
     spans, held = (SpanBatches(split, tokenizer, **portions) for split in (train, validation))

@@ -83,8 +83,8 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # (batch, time, hidden)
         rotary,  # cosine and sine from RotaryEmbedding, or the RollingView of a rolling cache
-        mask: Tensor | None = None,  # (batch, 1, time, keys) True where a query may look; None: causal, no cache;
-        # (batch, time): causal, no cache, and these are the first keys that queries see
+        mask: Tensor | None = None,  # (batch, 1, time, keys) True where a query attends; None: causal, no cache;
+        # (batch, time): causal, no cache, the first key that each query attends to
         cache: Cache | None = None,  # keys and values of earlier positions, extended in place
         need_weights: bool = False,  # also return the probabilities
     ) -> tuple[Tensor, Tensor | None]:  # (batch, time, hidden), (batch, heads, time, keys) or None
@@ -117,7 +117,7 @@ class Attention(nn.Module):
 def attention_weights(
     q: Tensor,  # (batch, heads, time, head_dim)
     k: Tensor,  # (batch, kv_heads, keys, head_dim)
-    mask: Tensor,  # broadcasts to the result: True where a query may look, or a number to be added
+    mask: Tensor,  # broadcasts to the result: True where a query attends, or a number to be added
     sinks: Tensor | None = None,  # (heads,) one more logit in each head's softmax
 ) -> Tensor:  # (batch, heads, time, keys), rows sum to one, or to less with sinks
     "Attention probabilities, computed explicitly; for inspection, not for speed."

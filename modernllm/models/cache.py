@@ -21,7 +21,7 @@ from .attention import rotate
 class RollingView:
     "Attention mask and rotary angles of one call of the model, for all layers."
 
-    mask: Tensor  # (batch, 1, time, keys) True where a query may look
+    mask: Tensor  # (batch, 1, time, keys) True where a query attends
     keys: tuple[Tensor, Tensor]  # cosine and sine at the keys' positions
     queries: tuple[Tensor, Tensor]  # at the queries' positions
     far: tuple[Tensor, Tensor] | None  # at the queries' positions relative to the sinks, where these differ
@@ -45,7 +45,7 @@ def rolling_mask(
     time: int,  # the last positions are queries
     window: int,
     sinks: int,
-) -> Tensor:  # (batch, 1, time, keys) True where a query may look
+) -> Tensor:  # (batch, 1, time, keys) True where a query attends
     "A query sees the first `sinks` and the last `window` real tokens of its row, its own included."
     distance = rank[:, -time:, None] - rank[:, None]
     mask = valid[:, None] & (distance >= 0) & ((rank < sinks)[:, None] | (distance < window))

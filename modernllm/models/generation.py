@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY_TOKENS', 'fixed_generation_config', 'end_tokens', 'check_sampling', 'Continuation', 'context_limit',
-           'prompts_read_once', 'continue_prompts', 'generate_text']
+           'shared_prefill', 'continue_prompts', 'generate_text']
 
 # %% ../../nbs/20_models/generation.ipynb #418c40d0
 from collections.abc import Callable, Iterator, Sequence
@@ -80,16 +80,16 @@ def check_sampling(
 # %% ../../nbs/20_models/generation.ipynb #ef4a6780
 @dataclass(frozen=True)
 class Continuation:
-    "What a model wrote behind a prompt."
+    "One generated continuation of a prompt."
 
     text: str  # without the prompt and special tokens
     ended: bool  # by an end token; False: by the limit
-    ids: tuple[int, ...]  # of the prompt and of what was written, up to the end token
+    ids: tuple[int, ...]  # prompt and generated tokens, end token included
     prompt_tokens: int
 
     @property
     def tokens(self) -> int:
-        "Written, the end token counted."
+        "Number of generated tokens, end token included."
         return len(self.ids) - self.prompt_tokens
 
 
@@ -139,11 +139,11 @@ def _read_once(prefill: Callable, copies: int, input_ids, generation_config, mod
 
 
 @contextmanager
-def prompts_read_once(
+def shared_prefill(
     model,  # of `transformers`, or wrapped by peft
     copies: int,  # rows that follow each other and hold the same prompt
 ) -> Iterator[None]:
-    "Inside it `model.generate` reads a prompt once and repeats its cache. What cannot be repeated is read row by row."
+    "Context manager: `generate` prefills equal prompts once and repeats the KV cache, unless it cannot be repeated."
     generating = [module for module in model.modules() if isinstance(module, GenerationMixin)] if copies > 1 else []
     for module in generating:
         module._prefill = partial(_read_once, module._prefill, copies)
@@ -180,7 +180,7 @@ def continue_prompts(
     with fixed_generation_config(model, **settings), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         writer = max_new_tokens >= MANY_TOKENS and share_llama(model) or model
-        with prompts_read_once(writer, copies):
+        with shared_prefill(writer, copies):
             out = writer.generate(input_ids, attention_mask=mask, logits_processor=LogitsProcessorList(logits_processor))
     rows = out[:, longest:].tolist()
     lengths = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in rows]

@@ -98,7 +98,7 @@ def causal_mask(
     window: int | None = None,  # as in causal_attention
     starts: Tensor | None = None,  # as in causal_attention, where there are as many queries as keys
     device: torch.device | None = None,
-) -> Tensor:  # (queries, keys) or (batch, 1, queries, keys), True where a query may look
+) -> Tensor:  # (queries, keys) or (batch, 1, queries, keys), True where a query attends
     "The mask of `causal_attention`, materialised."
     seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     seen = seen if window is None else seen.triu(keys - queries - window + 1)
@@ -109,7 +109,7 @@ def masked_attention(
     q: Tensor,  # (batch, heads, time, head_dim)
     k: Tensor,  # (batch, kv_heads, keys, head_dim)
     v: Tensor,  # as k
-    mask: Tensor | None,  # broadcasts to (batch, heads, time, keys), True where a query may look; None: everywhere
+    mask: Tensor | None,  # broadcasts to (batch, heads, time, keys), True where a query attends; None: everywhere
     p: float = 0.0,  # dropout on the probabilities
     sinks: Tensor | None = None,  # (heads,) one more logit in each head's softmax
 ) -> Tensor:  # (batch, heads, time, head_dim)
@@ -189,7 +189,7 @@ def causal_attention(
     p: float = 0.0,  # dropout on the probabilities
     sinks: Tensor | None = None,  # (heads,) one more logit in each head's softmax
     window: int | None = None,  # a query sees itself and the window - 1 keys before it; None: all
-    starts: Tensor | None = None,  # (batch, time) first key that a query sees, non-decreasing along a row; None: 0
+    starts: Tensor | None = None,  # (batch, time) the first key that each query attends to, non-decreasing along a row; None: 0
 ) -> Tensor:  # (batch, heads, time, head_dim)
     "`F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, enable_gqa=True)`, with sinks, window and documents."
     groups, time = q.shape[1] // k.shape[1], q.shape[2]

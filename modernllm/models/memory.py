@@ -64,7 +64,7 @@ def activations(
         raise InputError(f"context: given {context}, memory on a CPU is predicted up to {MAX_KERNEL_LENGTH}, "
                          "where our kernel ends")
     if device == "cuda" and (c.attention_sinks or c.sliding_window is not None):
-        raise InputError("attention_sinks, sliding_window: memory on a card is predicted for the flash kernel, which has neither")
+        raise InputError("attention_sinks, sliding_window: memory on a GPU is predicted for the flash kernel, which has neither")
     by_id = 9 if device == "cuda" else 8  # with whether it is scored
     kept = {"stream": 4 * n * (c.hidden_size + 1), "ids and angles": by_id * n + 4 * context * c.head_dim}
     for i in range(c.num_hidden_layers):

@@ -127,12 +127,12 @@ def output_head(
 def logprobs_at(
     model: nn.Module,  # causal
     inputs: Tensor,  # (batch, time) token ids
-    places: tuple[Tensor, Tensor],  # (N,) rows and (N,) times; a place may occur more than once
+    places: tuple[Tensor, Tensor],  # (N,) rows and (N,) positions; repeats allowed
     targets: Tensor,  # (N,) the token that may come next there
-    cache=None,  # of what was read before, extended in place
+    cache=None,  # KV cache of the preceding tokens, extended in place
     **more,  # further inputs of the model, such as attention_mask
 ) -> Tensor:  # (N,) float32 at least, in nats
-    "Log-probability of each target at its place."
+    "Log-probability of each target token at its (row, position)."
     batch = {"input_ids": inputs, **more}
     past = {"past_key_values": cache, "use_cache": True}
     head = output_head(model, batch)

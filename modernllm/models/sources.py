@@ -77,7 +77,7 @@ def find_config(
 def kind_of(
     config,  # of a model
 ) -> str:  # one of KINDS
-    "What a model is for, by the class that it was saved as."
+    "Kind of a model, by the class it was saved as."
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         return "classification"
     return "seq2seq" if config.is_encoder_decoder else "causal"
@@ -131,7 +131,7 @@ def load_pretrained(
         if kind != "classification" and (other := kind_of(load_config(weights))) != kind:
             raise InputError(f"{name} is a {other} model; allowed: kind={other}, or a {kind} model")
         if kind == "classification":
-            logging.set_verbosity_error()  # that the head is new is no news
+            logging.set_verbosity_error()  # a newly initialised head is expected
         settled = {"local_files_only": True, "dtype": "float32", "output_loading_info": True}
         model, info = model_class.from_pretrained(folder, **settled, **config)
         tokenizer = load_tokenizer(folder)

@@ -23,7 +23,7 @@ from ..core.evaluation_mode import evaluation_mode
 from ..core.provenance import json_sha256
 from ..core.seeding import seed_everything
 from ..core.telemetry import Telemetry
-from ..data.chat_templates import without_control_tokens
+from ..data.chat_templates import escape_special_tokens
 from ..data.encoding import IGNORE, EncodedRows, pad_id, text_frame
 from ..data.length_groups import LengthGroupedBatches
 from ..data.rewrites import QUERY
@@ -125,7 +125,7 @@ class Tagger:
 
     def encode(self, rows: TaskRows) -> EncodedRows:
         "Conversations with labels; those without a history are left out."
-        texts = [without_control_tokens(self.tokenizer, row["input"]) for row in rows.rows]
+        texts = [escape_special_tokens(self.tokenizer, row["input"]) for row in rows.rows]
         pairs = [tagged_ids(self.tokenizer, text, self.longest, row["rewrite"])[:2] for text, row in zip(texts, rows.rows)]
         kept = [pair for pair in pairs if any(label >= 0 for label in pair[1])]
         key = json_sha256([rows.fingerprint, "tags", self.longest, tokenizer_hash(self.tokenizer)])
@@ -162,7 +162,7 @@ def tagged_rewrites(
     rows: TaskRows,
 ) -> list[str]:
     "The rewrite of each row, by its `input`."
-    texts = [without_control_tokens(tagger.tokenizer, row["input"]) for row in rows.rows]
+    texts = [escape_special_tokens(tagger.tokenizer, row["input"]) for row in rows.rows]
     read = [tagged_ids(tagger.tokenizer, text, tagger.longest) for text in texts]
     encoded = EncodedRows("rewrites", "given", inputs=[ids for ids, *_ in read], labels=[labels for _, labels, _ in read],
                           pad=pad_id(tagger.tokenizer))

@@ -67,7 +67,7 @@ class TrainConfig(RunLength):
     beta2: float = pydantic.Field(0.95, ge=0, lt=1)
     eps: float = pydantic.Field(1e-8, gt=0)
     grad_clip: float = pydantic.Field(1.0, ge=0)  # largest gradient norm; 0: no clipping
-    accumulation: int = pydantic.Field(1, ge=1)  # batches per step
+    accumulation: int = pydantic.Field(1, ge=1)  # batches per step and process (gradient accumulation)
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bfloat16 autocast where the hardware has it
     best_metric: str = "loss"  # name of a number that the evaluation returns
     best_mode: Literal["min", "max"] = "min"  # whether the best is the smallest or the largest

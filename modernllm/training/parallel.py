@@ -109,7 +109,7 @@ def apply_fsdp(
 
     single = [name for name, p in module.named_parameters() if p.ndim == 0]
     if single:
-        raise InputError(f"sharding is 'full', but {single[0]} is a single number, which has no parts; give it the shape (1,)")
+        raise InputError(f"sharding is 'full', but {single[0]} is a scalar, which cannot be sharded; give it the shape (1,)")
     shares = copy.deepcopy(module.to("cpu"))
     for tensor in [*shares.parameters(), *shares.buffers()]:  # as with DDP, all start from the weights of the first process
         first = tensor.detach().to(device)

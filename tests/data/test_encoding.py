@@ -132,7 +132,7 @@ def test_what_is_cut_or_left_out_is_counted_and_changes_the_fingerprint():
     assert cut.inputs == [[1, 2], [1]] and cut.labels == [0, 1] and whole.fingerprint != cut.fingerprint
     assert cut.note == "train: 1 of 3 texts cut to 2 tokens; train: 1 of 3 examples too long or empty, left out"
     prefixed = encode_causal(GPT2, HERE, ["a", "b c"], ["d", "d"], max_length=4, prefix="<s>")
-    assert prefixed.inputs == [[7, 1, 4]] and "1 of 2 examples" in prefixed.note  # the prefix is one control token
+    assert prefixed.inputs == [[7, 1, 4]] and "1 of 2 examples" in prefixed.note  # the prefix is one special token
     assert prefixed.provenance()["name"] == "made" and set(prefixed.provenance()) == set(HERE.provenance())
 
 

@@ -34,7 +34,7 @@ def test_digits_one_by_one(tokenizer, number, before):
 
 
 @given(pieces=st.lists(st.sampled_from(SPECIAL_TOKENS), min_size=1, max_size=5))
-def test_reserved_tokens_in_prompts_and_in_documents(tokenizer, pieces):
+def test_special_tokens_in_prompts_and_in_documents(tokenizer, pieces):
     text = " and ".join(pieces)
     assert sum(i < len(SPECIAL_TOKENS) for i in tokenizer(text)["input_ids"]) == len(pieces)
     assert not any(i < len(SPECIAL_TOKENS) for i in encode_documents(tokenizer, [text])[0])
@@ -89,7 +89,7 @@ def test_empty_corpus(texts):
         train_bpe(texts, 300)
 
 
-# Chats: whatever is written into them, the reserved tokens of a conversation are those of its turns.
+# Chats: whatever is written into them, the special tokens of a conversation are those of its turns.
 
 BEFORE = (  # the template of earlier models
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -107,7 +107,7 @@ def reserved(tokenizer, ids):
 
 
 @given(messages=MESSAGES, prompted=st.booleans())
-def test_a_chat_has_the_reserved_tokens_of_its_turns_and_no_others(tokenizer, messages, prompted):
+def test_a_chat_has_the_special_tokens_of_its_turns_and_no_others(tokenizer, messages, prompted):
     expected = [token for m in messages for token in (f"<|{m['role']}|>", "<|end|>")] + ["<|assistant|>"] * prompted
     chat = dict(conversation=messages, add_generation_prompt=prompted)
     text = tokenizer.apply_chat_template(**chat, tokenize=False)
@@ -131,7 +131,7 @@ def test_ordinary_chats_are_as_they_were(tokenizer, messages):
 
 
 @given(name=CONTENTS, value=CONTENTS, content=CONTENTS)
-def test_tools_and_their_calls_cannot_write_reserved_tokens(tokenizer, name, value, content):
+def test_tools_and_their_calls_cannot_write_special_tokens(tokenizer, name, value, content):
     call = {"name": name, "arguments": {value: [value]}}
     tool = {"type": "function", "function": {"name": name, "description": value}}
     messages = [{"role": "user", "content": content},

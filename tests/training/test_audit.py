@@ -1,4 +1,4 @@
-"""Rows of rounds: which part needs the memory, what garbage collection frees, what a log without rounds gives."""
+"""Rows of evaluation intervals: which part needs the memory, what garbage collection frees, what a log without them gives."""
 
 import sys
 

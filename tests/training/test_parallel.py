@@ -116,11 +116,11 @@ def test_processes_that_do_not_know_each_other(monkeypatch):
         trainer()
 
 
-def test_a_single_number_cannot_be_divided(monkeypatch):
+def test_a_scalar_cannot_be_sharded(monkeypatch):
     module = nn.Module()
     module.scale = nn.Parameter(torch.tensor(1.0))
     monkeypatch.setattr("modernllm.training.parallel.processes", lambda: type("Two", (), {"num_processes": 2}))
-    with pytest.raises(InputError, match="scale is a single number"):
+    with pytest.raises(InputError, match="scale is a scalar, which cannot be sharded"):
         apply_fsdp(module, "full", torch.device("cpu"))
 
 
