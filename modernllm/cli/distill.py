@@ -80,10 +80,10 @@ def lesson(
     student,
     corpus,
 ) -> str:
-    "Who teaches whom with how much text."
-    return (f"{recipe.weights.name} from a {recipe.weights.source} teaches a {'ternary ' * recipe.ternary.bitnet}student of "
-            f"{student.num_parameters():,} parameters; {corpus.train.n_tokens:,} tokens to learn from, "
-            f"{corpus.validation.n_tokens:,} for validation")
+    "Teacher, student and sizes of the text."
+    return (f"teacher {recipe.weights.name} from a {recipe.weights.source}; {'ternary ' * recipe.ternary.bitnet}student of "
+            f"{student.num_parameters():,} parameters; {corpus.train.n_tokens:,} training tokens, "
+            f"{corpus.validation.n_tokens:,} validation tokens")
 
 
 def origins_of(
@@ -132,8 +132,10 @@ def forecast_lines(
 ) -> list[str]:
     "What a training is predicted to need."
     from modernllm.distill.forecast import find_machine, forecast
+    from modernllm.distill.recording_files import find_recording
+    record = recipe.asked.record
     told = forecast(recipe.student_config, recipe.config, recipe.signal, recipe.loss, recipe.settings, recipe.training,
-                    find_machine(card), recorded=bool(recipe.asked.record))
+                    find_machine(card), recorded=bool(record), recording=find_recording(record))
     ternary = ["a ternary student: as for one in full precision, which needs about as much in training"] * recipe.ternary.bitnet
     return told.lines() + ternary
 
@@ -177,7 +179,7 @@ def student_options(command):
     return command
 
 # %% ../../nbs/70_cli/distill.ipynb #1a043979
-@click.command("record-teacher", short_help="Run a teacher once, for many students.", epilog=examples(
+@click.command("record-teacher", short_help="Precompute a teacher's logits for offline distillation.", epilog=examples(
     "modernllm record-teacher --teacher smollm2-135m --data wikitext2_raw --out teacher/",
     "modernllm record-teacher --teacher smollm2-135m --data my.txt --out teacher/ k=64 hidden=[15,30] context=512",
     "modernllm record-teacher --fields                          every setting with its default",
@@ -187,9 +189,10 @@ def student_options(command):
 @DATA
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: runs/teachers/…]")
 def record(values, teacher, data, out):
-    """Run a teacher over a text and keep what it says: for each token the most likely next ones and, if asked for, hidden states
-    of some layers and attention maps. `modernllm distill --record FOLDER` learns from it without the teacher in memory. The same
-    line again continues an interrupted recording.
+    """Precompute a teacher's top-k logits (and hidden states, attention maps) for offline distillation.
+
+    `modernllm distill --record FOLDER` trains with them without the teacher in memory. The same line again continues an
+    interrupted recording.
     """
     from modernllm.cli.distill_recipe import make_record_recipe
     from modernllm.core.project import settings
@@ -205,7 +208,7 @@ def record(values, teacher, data, out):
     click.echo(f"recording in {out}; next:\n  modernllm distill {line} --student 'layers=6 hidden=256'")
 
 # %% ../../nbs/70_cli/distill.ipynb #4b399f55
-@click.command(short_help="Train a small student from a teacher.", epilog=examples(
+@click.command(short_help="Knowledge distillation: train a student model on a teacher's outputs.", epilog=examples(
     "modernllm distill --teacher smollm2-135m --student 'layers=10 hidden=384' --data wikitext2_raw",
     "modernllm distill --teacher smollm2-135m --student 'layers=10 hidden=384' --data wikitext2_raw --record teacher/",
     "modernllm distill --teacher MODEL --student STUDENT --data my.txt --loss logits=kl,hidden=cosine layers=uniform",
@@ -219,10 +222,10 @@ def record(values, teacher, data, out):
 @click.option("--card", help="With --dry-run: forecast for a card, h100, a100 or l4.  [default: this machine]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for checkpoints and the model.")
 def distill(values, loss, out, dry_run, card, **named):
-    """Train a student to say what a teacher says. The same line again continues an interrupted training.
+    """Knowledge distillation: train a student model on a teacher's outputs.
 
-    The weights of the evaluation with the lowest loss on validation are kept. With --record the teacher is run once over the
-    text, then it is out of memory, and further students of it begin at once.
+    The same line again continues an interrupted training. The weights of the evaluation with the lowest loss on validation are
+    kept. With --record the teacher is run once over the text, then it is out of memory, and further students of it begin at once.
 
     With --bitnet the weights of the student's linear layers are rounded to -1, 0 and 1 times a scale, and their inputs to
     8 bits; the output layer stays. The saved model keeps the weights in full precision, `modernllm export` packs them.

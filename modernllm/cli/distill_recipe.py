@@ -9,7 +9,6 @@ __all__ = ['DistillConfig', 'RecordConfig', 'distill_fields', 'search_fields', '
 # %% ../../nbs/70_cli/distill_recipe.ipynb #21854bcb
 import dataclasses
 from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from ..data.catalogue import resolve
 from ..data.text_files import find_path, project_name
 from ..distill.bitnet_convert import check_trainable
 from ..distill.distillation import Distillation, DistillationSettings
-from ..distill.recording_files import TYPES, open_recording
+from ..distill.recording_files import TYPES, find_recording
 from ..distill.search_space import SEARCHED, SearchSettings, widest_signal
 from ..distill.signals import SignalSettings, TeacherSignal
 from ..distill.student import check_context, is_shape, student_config
@@ -36,7 +35,7 @@ from ..training.config import TrainConfig
 
 # %% ../../nbs/70_cli/distill_recipe.ipynb #eea70fb8
 class DistillConfig(Config):
-    "Who teaches whom with which text."
+    "Teacher, student and data."
 
     teacher: str  # of `modernllm models list`, a folder, or a hub id
     student: str  # a shape such as "layers=10 hidden=384", or a saved model with the teacher's tokenizer
@@ -54,7 +53,7 @@ class RecordConfig(Config):
     context: int = Field(256, ge=2)  # tokens of a row; students that read the recording have the same
     separate_documents: bool = False
     batch_size: Positive = 8  # rows that the teacher reads at a time
-    dtype: Literal[tuple(TYPES)] = "float16"  # of hidden states, attention maps and tables of logits
+    dtype: Literal[tuple(TYPES)] = "float16"  # of hidden states, attention maps and full logits
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the teacher's arithmetic
 
 
@@ -203,7 +202,7 @@ def make_distill_recipe(
     _check_ternary(shape, ternary)
     for who, one in (("student", shape), ("teacher", config)):
         check_context(who, one, settings.context)
-    begun = open_recording(asked.record) if asked.record and (Path(asked.record) / "recording.json").exists() else None
+    begun = find_recording(asked.record)
     signal = asked_signal(loss, teaching, shape, config, begun, recorded=bool(asked.record))
     _check_loss(loss, signal, shape, config)
     return DistillRecipe(asked, weights, config, signal, dict(values), student, shape, loss, settings, ternary,

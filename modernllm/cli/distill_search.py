@@ -62,7 +62,7 @@ def best_line(
     return shlex.join(["modernllm", "distill", *words])
 
 # %% ../../nbs/70_cli/distill_search.ipynb #cfa444a0
-@click.command("distill-search", short_help="Search for what the layers of a student learn from.", epilog=examples(
+@click.command("distill-search", short_help="Search layer map, projector and hidden-state loss weight.", epilog=examples(
     "modernllm distill-search --teacher MODEL --student 'layers=6 hidden=256' --data my.txt --loss logits=kl,hidden=cosine",
     "modernllm distill-search --teacher MODEL --student STUDENT --data my.txt --loss hidden=mse --record teacher/ --trials 50",
     "modernllm distill-search … layer_maps=uniform,learnt projectors=linear highest_weight=100 max_steps=500",

@@ -38,6 +38,9 @@ class BitNetWarmup(Callback):
         self.layers = [module for module in trainer.model.modules() if isinstance(module, BitLinear)]
         if not self.layers:
             raise InputError("BitNetWarmup: the model has no ternary layers; `to_bitnet` makes them")
+        if self.steps >= trainer.total_steps:
+            raise InputError(f"BitNetWarmup: steps is {self.steps:,} and the training has {trainer.total_steps:,}: no step would "
+                             f"train ternary weights; allowed: 0 to {trainer.total_steps - 1:,}, or a longer training")
         self.set(self.strength(trainer.step))
 
     def updated(self, trainer):

@@ -24,10 +24,11 @@ from .hidden_losses import HIDDEN_LOSSES, hidden_loss
 from .layers import LAYER_MAPS, LearntMap, layer_map, unit_rms
 from .logit_losses import LOGIT_LOSSES, check_logit_loss, logit_and_target_loss
 from .projectors import PROJECTORS, Whiten, new_projector
-from .regularise import add_noise, batch_loss
+from .regularise import add_noise, batch_statistics_loss
 from .signals import Signal, SignalSettings, TeacherSignal, check_vocabulary, kept_attention
 from .whitening import Whitening
 from ..models.budget import model_flops
+from ..models.config import ModernLLMConfig
 from ..models.documents import real_tokens
 from ..models.logprobs import linear_loss
 from ..models.moe import router_loss
@@ -39,7 +40,7 @@ Layers = Literal[LAYER_MAPS] | tuple[tuple[int, int], ...]  # pairs: (student, t
 
 
 class DistillationSettings(Config):
-    "What a student is compared in, and with what weights."
+    "Loss terms and their weights."
 
     logits: Literal["none", *LOGIT_LOSSES] = "kl"
     hidden: Literal["none", *HIDDEN_LOSSES] = "none"  # mean over the pairs of `layers`
@@ -100,6 +101,10 @@ def check_student(
             raise InputError(f"logits: the loss is '{settings.logits}' and the teacher gives none; allowed: a teacher with "
                              "logits, or logits=none")
         check_logit_loss(settings.logits, given.logits, given.temperature)
+    rate = next((value for name in ("attention_dropout", "attn_pdrop") if (value := getattr(config, name, 0.0))), 0.0)
+    if settings.attention != "none" and rate and not isinstance(config, ModernLLMConfig):
+        raise InputError(f"attention: the student's attention dropout is {rate}, and models of transformers give attention maps "
+                         "after dropout; allowed: 0, in its config.json, or attention=none")
     wanted = settings.signal(config.num_hidden_layers, teacher.n_layers)
     for name in ("hidden", "attentions"):
         missing = sorted(set(getattr(wanted, name)) - set(getattr(given, name)))
@@ -138,7 +143,7 @@ def run_student(
 
 # %% ../../nbs/53_distill/distillation.ipynb #b6884a5a
 class Distillation(Objective):
-    """Distillation from one teacher. Its metrics are means per place: `logits`, `hidden`, `attention`, `batch` and `nats`
+    """Distillation from one teacher. Its metrics are means per position: `logits`, `hidden`, `attention`, `batch` and `nats`
     (cross-entropy of the targets), each without its weight; with a rule for gradients, `cosine_…` and `conflict_…` of pairs."""
 
     def __init__(
@@ -209,7 +214,7 @@ def _hidden_terms(self: Distillation, student: StudentOutput, signal: Signal, sc
         if settings.hidden != "none":
             found.setdefault("hidden", []).append(hidden_loss(settings.hidden, own, target))
         if settings.batch_weight:
-            found.setdefault("batch", []).append(batch_loss(own, target))
+            found.setdefault("batch", []).append(batch_statistics_loss(own, target))
     return {name: sum(losses) / len(losses) for name, losses in found.items()}
 
 

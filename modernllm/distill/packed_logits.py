@@ -64,7 +64,7 @@ def packed_size(
     k: int,
     vocab_size: int,
 ) -> int:
-    "Bytes of one place."
+    "Bytes of one position."
     low, size = _code_sizes(k, vocab_size)
     return k * low + size + k + 6
 
@@ -73,7 +73,7 @@ def pack_top(
     top: TopLogits,
     vocab_size: int,
 ) -> Tensor:  # (N, `packed_size`) uint8
-    "The bytes of each place."
+    "The bytes of each position."
     ids, order = top.ids.sort()
     logprobs = top.logprobs.gather(1, order).clamp(min=FLOOR)
     largest = logprobs.amax(-1).half()

@@ -23,7 +23,7 @@ SEARCHED = ("hidden_weight", "layers", "projector")  # of DistillationSettings
 
 
 class SearchSettings(Config):
-    "What a search chooses among, and when it gives up a trial."
+    "Search space and pruning."
 
     lowest_weight: float = Field(0.1, gt=0)  # of the hidden-state loss
     highest_weight: float = Field(10.0, gt=0)

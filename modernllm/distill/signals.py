@@ -37,7 +37,7 @@ class SignalSettings(Config):
     "What is asked of a teacher."
 
     logits: Literal["none", "full", "topk", "sampled"] = "full"
-    k: int = Field(128, ge=1)  # of topk: tokens that are kept; of sampled: draws at each place
+    k: int = Field(128, ge=1)  # of topk: tokens that are kept; of sampled: draws at each position
     temperature: float = Field(1.0, gt=0)  # of the teacher's distribution in topk and sampled; of full logits the loss applies it
     hidden: tuple[Annotated[int, Field(ge=0)], ...] = ()  # layers; 0: the embeddings, L: the last layer after the final norm
     attentions: tuple[Annotated[int, Field(ge=1)], ...] = ()  # layers, 1 to L
@@ -120,18 +120,18 @@ class TeacherSignal(nn.Module):
 
 # %% ../../nbs/53_distill/signals.ipynb #c5b955e2
 def _check_finite(values: Tensor, first: int = 0) -> None:
-    "`InputError` that names the first place, counted from `first`, where a value is not finite."
+    "`InputError` that names the first position, counted from `first`, where a value is not finite."
     bad = ~values.isfinite().flatten(1).all(-1)
     if bad.any():
         place = first + int(bad.nonzero()[0])
-        raise InputError(f"teacher: its logits are not finite at scored place {place} of the batch; allowed: finite ones: check "
-                         "its weights, or run it in float32")
+        raise InputError(f"teacher: its logits are not finite at scored position {place} of the batch; allowed: finite ones: "
+                         "check its weights, or run it in float32")
 
 
 def logit_chunks(
-    logits: TeacherHead | Tensor,  # of N places; the table may be of any floating type
-) -> Iterator[tuple[int, Tensor]]:  # number of the first place, (places, V) float32; not to be changed in place
-    "The table of logits, some places at a time."
+    logits: TeacherHead | Tensor,  # of N positions; the table may be of any floating type
+) -> Iterator[tuple[int, Tensor]]:  # number of the first position, (positions, V) float32; not to be changed in place
+    "The full logits, some positions at a time."
     given, first, plain = logits, 0, isinstance(logits, TeacherHead)
     if plain:
         given, kind = logits.hidden, logits.hidden.device.type
@@ -150,7 +150,7 @@ def top_logits(
     k: int,
     temperature: float = 1.0,
 ) -> TopLogits:
-    "The `k` most likely tokens of each place, the most likely first, and the mass of all others."
+    "The `k` most likely tokens of each position, the most likely first, and the mass of all others."
     like = logits.hidden if isinstance(logits, TeacherHead) else logits
     ids = like.new_empty(len(like), k, dtype=torch.int64)
     logprobs = like.new_empty(len(like), k, dtype=torch.float32)
@@ -169,10 +169,10 @@ def top_logits(
 
 def draw_tokens(
     logits: TeacherHead | Tensor,
-    draws: int,  # at each place
+    draws: int,  # at each position
     temperature: float = 1.0,
 ) -> SampledTokens:
-    "Draw from the distribution of each place with torch's global generator, which the Trainer seeds for each step."
+    "Draw from the distribution of each position with torch's global generator, which the Trainer seeds for each step."
     like = logits.hidden if isinstance(logits, TeacherHead) else logits
     ids = like.new_empty(len(like), draws, dtype=torch.int64)
     for first, scores in logit_chunks(logits):

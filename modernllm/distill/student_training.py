@@ -28,7 +28,7 @@ from ..training.config import TrainConfig, uses_bfloat16
 
 # %% ../../nbs/53_distill/student_training.ipynb #8ea1b95f
 class StudentSettings(Config):
-    "What a student reads, in which portions."
+    "Context, batch size and evaluation of the student."
 
     context: int = Field(256, ge=2)  # tokens of a row
     batch_size: int = Field(8, ge=1)  # rows

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.runs import Run
 from ..data.corpus import Corpus
 from .distillation import DistillationSettings
-from .recording import record_teacher
+from .recording import RecordedTeacher, record_teacher
 from .signals import OnlineTeacher, SignalSettings, TeacherSignal
 from .student_training import StudentSettings, train_student
 from ..evaluation.perplexity import perplexity_card, prefix_loss
@@ -60,10 +60,14 @@ def training_work(
     student: PreTrainedModel,
     teacher: TeacherSignal | None,  # None: the text alone
     context: int,  # tokens of a row
+    tokens: int,  # of the training
 ) -> tuple[float, float]:
     "Operations for a token of the training, by the student and by the teacher."
-    own = sum(model_flops(student, context).values())
-    return 3 * own, teacher.flops_per_token(context) if teacher else 0.0
+    own = 3 * sum(model_flops(student, context).values())
+    if isinstance(teacher, RecordedTeacher):
+        recording = teacher.recording
+        return own, recording.manifest["flops_per_token"] * recording.places / tokens
+    return own, teacher.flops_per_token(context) if teacher else 0.0
 
 
 def matched_tokens(
@@ -73,7 +77,7 @@ def matched_tokens(
     tokens: int,  # of the training with the teacher
 ) -> int:
     "How many tokens a student reads alone for the work of a training with its teacher."
-    own, asked = training_work(student, teacher, context)
+    own, asked = training_work(student, teacher, context, tokens)
     return round(tokens * (own + asked) / own)
 
 # %% ../../nbs/53_distill/study_student.ipynb #5acbd006
@@ -96,7 +100,7 @@ def tune_student(
         tuned = finetune(student, LanguageModelling(), blocks, evaluate, config, **kept)
     else:
         tuned = train_student(student, teacher, corpus.train, corpus.validation, loss, settings, config, **kept)
-    own, asked = training_work(student, teacher, settings.context)
+    own, asked = training_work(student, teacher, settings.context, tuned.result.tokens)
     for name, exclude in (("parameters", False), ("parameters_beside_embedding", True)):
         run.metric(name, student.num_parameters(exclude_embeddings=exclude), unit="parameters")
     run.metric("tokens", tuned.result.tokens, unit="tokens", split="train")

@@ -19,7 +19,7 @@ from .bitnet_warmup import BitNetWarmup
 
 # %% ../../nbs/53_distill/ternary_student.ipynb #1efeb195
 class TernarySettings(Config):
-    "Whether a student becomes ternary, and how."
+    "Ternary (BitNet) quantisation-aware training."
 
     bitnet: bool = False
     ternary_warmup_steps: int = Field(100, ge=0)  # from full precision to ternary; 0: ternary from the first step on

@@ -66,7 +66,7 @@ def layer_states(
     batches: Iterable[dict[str, Tensor]],
     layer: int,  # of `settings.hidden` of the teacher
 ) -> Iterator[Tensor]:  # (N, D) of each batch
-    "Hidden states of a layer at the scored places."
+    "Hidden states of a layer at the scored positions."
     if layer not in teacher.settings.hidden:
         raise InputError(f"whitening: hidden states of layer {layer} are not asked of the teacher; allowed: "
                          f"{', '.join(map(str, teacher.settings.hidden)) or 'none'}")

@@ -130,6 +130,8 @@ def distillation_card(
         f"machine: {escape(', '.join([made['cpu'], *made['gpus']]))}",
     ]
     limits = ["Numbers of one training: how much chance is in them is not known.",
+              "The weights are those of the best evaluation on this validation split: its numbers are optimistic; no test split "
+              "was read.",
               "Nothing has been done to keep it from saying what is false or harmful; it is for experiments."]
     parts = [
         f"---\n{metadata(trained, licence)}\n---", f"# {escape(trained.name)}",

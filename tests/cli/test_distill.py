@@ -116,7 +116,7 @@ def test_a_ternary_student_is_used_and_packed(student, base, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number, status, more", [(signal.SIGINT, 130, []), (signal.SIGTERM, None, []),
-                                                  (signal.SIGINT, 130, ["--bitnet", "ternary_warmup_steps=4"])])
+                                                  (signal.SIGINT, 130, ["--bitnet", "ternary_warmup_steps=3"])])
 def test_interrupted_and_continued_a_student_is_the_same(number, status, more, base, tmp_path, monkeypatch, capsys):
     words = ["--loss", "logits=kl,hidden=mse", "projector=ensemble", *more]
     assert main(distil(base, *words, "--out", str(tmp_path / "whole"))) == 0
@@ -210,6 +210,8 @@ def test_a_recording_of_something_else_is_refused(base, tmp_path, capsys):
     err = refused(capsys, distil(base, *kept, quick=["context=8"]))
     assert "recording of other data: data block_size is 16 there and 8 here" in err
     assert "hidden [1] was not recorded" in refused(capsys, distil(base, *kept, "--loss", "hidden=mse", "layers=[[1,1]]"))
+    assert "temperature 2.0 was not recorded; allowed: 1.0" in refused(capsys, distil(base, *kept, "temperature=2"))
+    assert "k 4 was not recorded; allowed: 8" in refused(capsys, distil(base, *kept, "k=4"))
     assert "another teacher" in refused(capsys, distil(base, *kept, teacher="foreign", student="layers=1 hidden=16 heads=2"))
     err = refused(capsys, record(base, "k=9", "hidden=[3]", "--out", str(base / "teacher")))
     assert "recording of other signals: signal k is 8 there and 9 here" in err
@@ -271,7 +273,8 @@ def test_a_card_says_what_the_record_says_and_uploads_nothing(base, tmp_path, ca
         name: record["metrics"][name] for name in ("loss", "token_ppl", "word_ppl_closed", "word_ppl_raw", "bits_per_byte")}
     assert found["loss"].dataset_name == "my.txt" and found["loss"].dataset_split == "validation"
     assert card.data.license == "bigscience-openrail-m" and card.data.library_name == "modernllm"
-    said = ("own text of the person who trained it", "uploads nothing", record["commit"] or "none", "Open Source Initiative")
+    said = ("own text of the person who trained it", "no test split was read", "uploads nothing", record["commit"] or "none",
+            "Open Source Initiative")
     for words in (*said, "stride", "`hidden`: cosine", modernllm.__version__.replace(".", "\\.")):
         assert words in text, words
     assert str(base) not in text

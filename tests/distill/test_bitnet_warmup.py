@@ -81,7 +81,7 @@ def test_a_run_that_stops_early_leaves_a_ternary_model():
             trainer.stop("enough")
 
     model = to_bitnet(student())
-    trainer_of(model, BitNetWarmup(100), Stop()).fit()
+    trainer_of(model, BitNetWarmup(100), Stop(), max_steps=200).fit()
     assert strengths(model) == 1.0
 
 
@@ -116,7 +116,7 @@ def test_going_back_before_a_bad_step(tmp_path, first):
 
 def test_the_best_weights_are_ternary(tmp_path):
     model, losses = to_bitnet(student()), iter([1.0, 2.0, 3.0])
-    trainer = trainer_of(model, BitNetWarmup(50), folder=tmp_path, eval_every=2, evaluate=lambda *_: {"loss": next(losses)})
+    trainer = trainer_of(model, BitNetWarmup(5), folder=tmp_path, eval_every=2, evaluate=lambda *_: {"loss": next(losses)})
     trainer.fit()
     assert trainer.load_best()["step"] == 2 and strengths(model) == 1.0
 
@@ -126,6 +126,14 @@ def test_bad_input():
         BitNetWarmup(-1)
     with pytest.raises(InputError, match="no ternary layers; `to_bitnet` makes them"):
         trainer_of(student(), BitNetWarmup(3)).fit()
+
+
+def test_a_warm_up_that_is_as_long_as_the_training_is_refused():
+    with pytest.raises(InputError, match="steps is 6 and the training has 6.* allowed: 0 to 5"):
+        trainer_of(to_bitnet(student()), BitNetWarmup(6)).fit()
+    objective = Bad()
+    trainer_of(to_bitnet(student()), BitNetWarmup(5), objective=objective).fit()
+    assert objective.calls[-2:] == [0.8, 1.0]
 
 
 def test_copies_have_a_strength_of_their_own():

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
+from torch._dynamo.backends.debugging import aot_eager
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from modernllm.core.config import InputError
@@ -16,12 +18,13 @@ from modernllm.distill.gradients import GRADIENT_RULES
 from modernllm.distill.hidden_losses import hidden_loss
 from modernllm.distill.layers import unit_rms
 from modernllm.distill.projectors import Whiten
-from modernllm.distill.regularise import batch_loss
+from modernllm.distill.regularise import batch_statistics_loss
 from modernllm.distill.signals import OnlineTeacher
 from modernllm.distill.whitening import whitening_statistics
 from modernllm.models.budget import model_flops
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
+from modernllm.training import compiling
 from modernllm.training.callbacks import Callback
 from modernllm.training.config import TrainConfig
 from modernllm.training.trainer import Trainer
@@ -41,7 +44,7 @@ def decoder(width=16, layers=2, vocabulary=V, **more):
 
 
 def batch_of(n, seed=0):
-    "Rows of which the second ends early, with ignored places in the first."
+    "Rows of which the second ends early, with ignored positions in the first."
     ids = torch.randint(0, V, (n, 10), generator=torch.Generator().manual_seed(seed))
     targets = ids[:, 1:].clone()
     targets[0, :2] = targets[1, 5:] = IGNORE
@@ -81,7 +84,7 @@ def test_every_term_is_the_loss_of_its_page():
     states = [(projector(out.hidden_states[s][scored]), aim.hidden_states[t][scored])
               for (s, t), projector in zip(((1, 2), (2, 4)), objective.projectors)]
     expected["hidden"] = sum(hidden_loss("cosine", *both) for both in states) / 2
-    expected["batch"] = sum(batch_loss(*both) for both in states) / 2
+    expected["batch"] = sum(batch_statistics_loss(*both) for both in states) / 2
     assert found.weight == scored.sum() == 7 + 5 + 9 and found.metrics.keys() == expected.keys()
     torch.testing.assert_close(found.metrics, {name: value.detach() for name, value in expected.items()}, rtol=1e-5, atol=1e-5)
     factors = {"logits": 0.7, "nats": 0.5, "hidden": 2.0, "batch": 0.1, "attention": 3.0}
@@ -125,7 +128,7 @@ def test_teachers_that_give_less(source):
 @pytest.mark.parametrize("make", [
     lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)),
     lambda: GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=32, attn_implementation="eager",
-                                       bos_token_id=0, eos_token_id=0)),
+                                       bos_token_id=0, eos_token_id=0, attn_pdrop=0.0)),
 ])
 def test_students_and_teachers_of_transformers(make):
     torch.manual_seed(0)
@@ -161,7 +164,20 @@ def test_attention_of_a_student_with_another_implementation():
     torch.testing.assert_close(*totals)
 
 
-def test_ignored_places_and_padding_have_no_part():
+def test_attention_maps_after_dropout_are_not_compared():
+    "Models of transformers give them so in training; ours give them before."
+    gpt2 = GPT2Config(vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    for student in (GPT2LMHeadModel(gpt2), LlamaForCausalLM(LlamaConfig(**LLAMA, attention_dropout=0.1))):
+        with pytest.raises(InputError, match="the student's attention dropout is 0.1, .* after dropout; allowed: 0"):
+            pair(student, attention="kl")
+        pair(student, hidden="mse")
+    student, _ = pair(decoder(attention_dropout=0.5), attention="kl")
+    ids = batch_of(2)["input_ids"]
+    maps = distillation.run_student(student.train(), {"input_ids": ids}, False, (1,)).maps[1]
+    torch.testing.assert_close(maps.sum(-1), torch.ones(maps.shape[:-1]))
+
+
+def test_ignored_positions_and_padding_have_no_part():
     "What stands behind the last target of a row, or under its mask, changes neither a term nor a gradient."
     for hidden in ("mse", "cosine", "cka", "infonce", "sinkhorn"):
         student, objective = pair(**{**ALL, "hidden": hidden}, layers="uniform")
@@ -293,6 +309,23 @@ def test_trained_parts_are_checkpointed_and_resumed_bit_for_bit(tmp_path):
     assert all(p.equal(moved[name]) for name, p in start.named_parameters() if name.startswith("teacher"))
 
 
+@pytest.mark.parametrize("given", [{}, {"hidden": "cosine", "layers": "uniform", "target_weight": 0.5}, {"attention": "kl"}],
+                         ids=["logits", "hidden states", "attention maps"])
+def test_compiled_training_has_the_losses_of_eager_training(given, monkeypatch, capsys):
+    "The captured graphs are run as they are: code for the CPU takes most of a minute."
+    graphs, found = [], []
+    monkeypatch.setattr(compiling, "BACKEND", {"backend": lambda graph, inputs: graphs.append(graph) or aot_eager(graph, inputs)})
+    for mode in ("off", "on"):
+        torch._dynamo.reset()
+        student, objective = pair(**given)
+        config = TrainConfig(max_steps=4, learning_rate=1e-2, log_every=1, precision="fp32", compile=mode)
+        trainer = Trainer(student, objective, [batch_of(3, i) for i in range(4)], config, callbacks=[])
+        found.append([row["loss"] for row in trainer.fit().history["train"]])
+        assert bool(graphs) == (mode == "on")
+    assert found[1] == pytest.approx(found[0], rel=1e-4) and len(set(found[0])) == 4
+    assert capsys.readouterr().err.startswith("2 layers compiled in ")
+
+
 def test_another_objective_does_not_resume(tmp_path):
     with pytest.raises(KeyError):
         train(tmp_path, [Crash()])
@@ -364,7 +397,7 @@ def test_a_teacher_that_overflows(value, match, given):
 def test_flops_count_the_teachers_work_and_leave_out_heads_that_are_not_used():
     batch = {name: values[:, :8] for name, values in batch_of(2).items()}
     batch["targets"] = torch.ones_like(batch["targets"])
-    batch["targets"][0, :4] = IGNORE  # a token of weight 1 is four thirds of a place
+    batch["targets"][0, :4] = IGNORE  # a token of weight 1 is four thirds of a position
     student, both = pair()
     own, theirs = model_flops(student, 8), model_flops(both.teacher.model, 8)
     assert both.flops_per_token(student, batch) == (3 * sum(own.values()) + sum(theirs.values())) * 16 / 12

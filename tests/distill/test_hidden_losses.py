@@ -1,4 +1,4 @@
-"""Losses of hidden states and attention maps, and regularisation, against plain formulas; few places, narrow types, bad input."""
+"""Losses of hidden states and attention maps, and regularisation, against plain formulas; few positions, narrow types."""
 
 import math
 
@@ -10,7 +10,7 @@ from modernllm.core.config import InputError
 from modernllm.distill import hidden_losses
 from modernllm.distill.attention_losses import ATTENTION_LOSSES, attention_loss
 from modernllm.distill.hidden_losses import EPSILON, HIDDEN_LOSSES, hidden_loss
-from modernllm.distill.regularise import add_noise, batch_loss
+from modernllm.distill.regularise import add_noise, batch_statistics_loss
 
 
 def example(n=40, d=6):
@@ -34,7 +34,7 @@ def naive(kind, x, y):
         return F.mse_loss(x, y) * n
     if kind == "cosine":
         return sum(1 - a @ b / (a.norm() * b.norm()) for a, b in zip(x, y))
-    if kind == "cka":  # by the Gram matrices of the places
+    if kind == "cka":  # by the Gram matrices of the positions
         centre = torch.eye(n) - 1 / n
         k, m = (centre @ t @ t.T @ centre for t in (x, y))
         return n * (1 - (k * m).sum() / (k.norm() * m.norm()))
@@ -76,7 +76,7 @@ def test_few_places(kind, n):
     loss.backward()
     assert loss.isfinite() and x.grad.isfinite().all() and (n or loss == 0)
     if n and kind == "cka":
-        assert loss == 1  # one place has no similarities
+        assert loss == 1  # one position has no similarities
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine", "cka", "sinkhorn"])
@@ -118,7 +118,7 @@ def test_refused_states():
     with pytest.raises(InputError, match="unknown loss of hidden states 'cosin'; did you mean 'cosine'"):
         hidden_loss("cosin", x, y)
     with pytest.raises(InputError, match="batch regularisation: the student's states have shape"):
-        batch_loss(x, y[:, 1:])
+        batch_statistics_loss(x, y[:, 1:])
 
 
 def maps(heads, time=5, seed=0):
@@ -180,11 +180,12 @@ def test_refused_maps():
 def test_batch_loss():
     x, y = example()
     expected = 40 * (F.mse_loss(x.mean(0), y.mean(0)) + F.mse_loss(torch.cov(x.T, correction=0), torch.cov(y.T, correction=0)))
-    torch.testing.assert_close(batch_loss(x, y), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (batch_loss(x, y), expected)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(batch_statistics_loss(x, y), expected, rtol=1e-5, atol=1e-6)
+    slopes = [torch.autograd.grad(loss, x)[0] for loss in (batch_statistics_loss(x, y), expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
-        assert batch_loss(x.bfloat16(), y.bfloat16()).item() == pytest.approx(expected.item(), rel=0.02)
-    assert batch_loss(x[:0], y[:0]) == 0 and batch_loss(x[:1], y[:1]).isfinite()
+        assert batch_statistics_loss(x.bfloat16(), y.bfloat16()).item() == pytest.approx(expected.item(), rel=0.02)
+    assert batch_statistics_loss(x[:0], y[:0]) == 0 and batch_statistics_loss(x[:1], y[:1]).isfinite()
 
 
 def test_noise():

@@ -236,7 +236,7 @@ def test_a_teacher_that_is_not_finite(value, source, kind):
     table, some = full(teacher), top(full(teacher), 4)
     {"head": teacher.hidden, "table": table, "top": some.logprobs}[source][2:4, 0] = value
     uncapped = teacher._replace(softcap=None)  # a cap would make infinite logits finite
-    with pytest.raises(InputError, match="the teacher's logits are not finite at 2 of 6 places"):
+    with pytest.raises(InputError, match="the teacher's logits are not finite at 2 of 6 positions"):
         logit_loss(hidden, weight, {"head": uncapped, "table": table, "top": some}[source], kind=kind, chunk=4)
 
 
@@ -245,7 +245,7 @@ def test_a_tail_that_is_not_finite(value):
     hidden, weight, teacher = example(6)
     some = top(full(teacher), 4)
     some.tail[5] = value
-    with pytest.raises(InputError, match="the teacher's logits are not finite at 1 of 6 places"):
+    with pytest.raises(InputError, match="the teacher's logits are not finite at 1 of 6 positions"):
         logit_loss(hidden, weight, some, chunk=4)
 
 
@@ -268,8 +268,8 @@ def test_what_is_refused():
     for wrong, match, options in [
         (TeacherHead(teacher.hidden, teacher.weight[:-3]), "vocabulary: the teacher has 30 tokens, the student 33", {}),
         (full(teacher)[:, 1:], "vocabulary: the teacher has 32 tokens, the student 33", {}),
-        (wide, "the teacher gives 34 tokens for each place, the student has 33", {}),
-        (TeacherHead(teacher.hidden[1:], teacher.weight), "the teacher has 3 places, the student 4", {}),
+        (wide, "the teacher gives 34 tokens for each position, the student has 33", {}),
+        (TeacherHead(teacher.hidden[1:], teacher.weight), "the teacher has 3 positions, the student 4", {}),
         (teacher, "unknown loss of logits 'kll'; did you mean 'kl'", {"kind": "kll"}),
         (teacher, "'mse' compares raw logits; given: 'full' at temperature 2", {"kind": "mse", "temperature": 2.0}),
         (some, "'mse' compares raw logits; given: 'topk' at temperature 1", {"kind": "mse"}),

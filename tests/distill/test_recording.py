@@ -174,6 +174,15 @@ def test_bytes_a_token(made):
     assert 0 < headers < 600 * recording.shards and not os.path.exists("nowhere")
 
 
+def test_shards_without_what_says_what_they_are_are_refused(copied, tokenizer):
+    recording, again = copied
+    (recording.folder / "recording.json").unlink()
+    before = contents(recording.folder)
+    with pytest.raises(InputError, match=r"safetensors and no recording\.json.*allowed: an empty folder"):
+        again(tokenizer)
+    assert contents(recording.folder) == before
+
+
 def test_continued_after_kill_9(made, copied, tokenizer):
     whole, (recording, again) = contents(made[0].folder), copied
     for path in recording.folder.glob("*"):

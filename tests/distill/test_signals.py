@@ -309,7 +309,7 @@ def test_logits_that_are_not_finite(kind, name, value, monkeypatch):
         return out
 
     model.model.register_forward_hook(overflow)
-    with pytest.raises(InputError, match="teacher: its logits are not finite at scored place 13 of the batch") as caught:
+    with pytest.raises(InputError, match="teacher: its logits are not finite at scored position 13 of the batch") as caught:
         teacher.signal(BATCH)
     assert "\n" not in str(caught.value)
 

@@ -1,6 +1,7 @@
 """A student in training: interrupted anywhere, from the teacher or a recording of it, and what cannot be trained."""
 
 import json
+import shutil
 
 import pytest
 import student_worker as worker
@@ -113,6 +114,8 @@ def test_a_recording_gives_the_logits_it_has_where_nothing_is_asked(recorded):
     there = asked_signal(worker.LOSS, TeacherSettings(), *configs, kept)
     assert (there.logits, there.k) == ("topk", 8)
     assert asked_signal(worker.LOSS, TeacherSettings(source="full"), *configs, kept).logits == "full"
+    warmer = asked_signal(worker.LOSS, TeacherSettings(temperature=2), *configs, kept)
+    assert (warmer.k, warmer.temperature) == (8, 2.0) and asked_signal(worker.LOSS, TeacherSettings(k=4), *configs, kept).k == 4
     mse = DistillationSettings(logits="mse")
     assert asked_signal(mse, TeacherSettings(), *configs, recorded=True).logits == "full"  # which it needs
 
@@ -144,6 +147,25 @@ def test_what_does_not_belong_to_a_recording_is_refused(change, said, recorded):
     with pytest.raises(InputError) as error:
         recorded_teacher(recorded, worker.teacher_model, **given)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_recording_without_an_origin_is_known_by_its_weights(tmp_path, recorded):
+    train = worker.split("train", 400, 0)
+    folder, blocks = shutil.copytree(recorded, tmp_path / "copy"), worker.SETTINGS.blocks(train, 0)
+    manifest = json.loads((folder / "recording.json").read_text()) | {"teacher": {}}
+    (folder / "recording.json").write_text(json.dumps(manifest))
+    signal, loaded = SignalSettings(logits="topk", k=8), []
+
+    def load(scale):
+        model = worker.teacher_model()
+        with torch.no_grad():
+            model.model.embed_tokens.weight.mul_(scale)
+        return loaded.append(scale) or model
+
+    assert recorded_teacher(folder, lambda: load(1), signal, ORIGIN, blocks, worker.tokenizer()).recording.folder == folder
+    with pytest.raises(InputError, match="is a recording of another teacher: teacher sha256"):
+        recorded_teacher(folder, lambda: load(2), signal, ORIGIN, blocks, worker.tokenizer())
+    assert loaded == [1, 2]
 
 
 def test_a_teacher_whose_logits_are_not_finite_ends_the_training(tmp_path):

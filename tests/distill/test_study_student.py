@@ -36,10 +36,18 @@ def start(tmp_path):
 
 def test_a_student_alone_has_the_work_of_one_with_a_teacher():
     student, teacher = worker.student(), OnlineTeacher(worker.teacher_model(), LOSS.signal(2, 2))
-    own, asked = training_work(student, teacher, 16)
-    assert asked > 0 and training_work(student, None, 16) == (own, 0.0)
+    own, asked = training_work(student, teacher, 16, 1000)
+    assert asked > 0 and training_work(student, None, 16, 1000) == (own, 0.0)
     for tokens in (1, 1000, 12_345):
         assert abs(matched_tokens(student, teacher, 16, tokens) * own - tokens * (own + asked)) <= own / 2
+
+
+def test_the_work_of_a_recording_is_counted_whole(tmp_path):
+    student, kept = worker.student(), worker.signals(tmp_path / "teacher", worker.teacher_model(), worker.split("train", 400, 0))
+    once = OnlineTeacher(worker.teacher_model(), kept.settings).flops_per_token(worker.SETTINGS.context) * 399
+    own, asked = training_work(student, kept, 16, 1000)
+    assert once > 0 and asked * 1000 == pytest.approx(once)
+    assert matched_tokens(student, kept, 16, 1000) == round(1000 + once / own)
 
 
 def test_with_and_without_a_teacher_the_same_blocks_are_read(corpus, tmp_path):

@@ -1,4 +1,4 @@
-"""Whitening: the identity on what varies, zero elsewhere, in parts as in one; only scored places count."""
+"""Whitening: the identity on what varies, zero elsewhere, in parts as in one; only scored positions count."""
 
 import pytest
 import torch
