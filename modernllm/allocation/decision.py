@@ -20,12 +20,14 @@ def note(
     order = ", ".join(f"{words[row['variant']]} ({row['value']:.4f}, n = {row['n']})" for row in ranked)
     text = f"Ranked by {rule['metric']} on {rule['split']}{f', in {unit}' if unit else ''}: {order}."
     left_out = len(rule["from"]) - len(ranked)
-    text += f" Not ranked, as given up, not promoted or not run: {left_out} of {len(rule['from'])}." if left_out else ""
+    reasons = "as stopped early, not promoted, not run or the same model"
+    text += f" Not ranked, {reasons}: {left_out} of {len(rule['from'])}." if left_out else ""
     if len(ranked) < 2:
         return text + f" {words[ranked[0]['variant']]} is promoted; there is no second."
     first, second = (words[row["variant"]] for row in ranked[:2])
     if selection["margin"] is None:
-        return text + f" {first} is promoted; the baseline's seeds agree, so its lead has no measure."
+        promoted = f"{first} and {second} are equal: both are promoted" if selection["thin"] else f"{first} is promoted"
+        return text + f" {promoted}; the baseline's seeds agree, so a lead has no measure."
     text += f" {first} leads {second} by {selection['margin']:.1f} σ"
     text += f" (σ = {selection['sigma']:.4f}, of the seeds of {words[rule['baseline']]})"
     if selection["thin"]:

@@ -59,7 +59,8 @@ CONVENTIONS = {
     "acc": "share of the questions whose right option has the highest log-probability",
     "acc_norm": "the same with log-probabilities divided by the characters of each option",
     "decode_ms": "median time of one generated token after the prompt, one sequence at a time",
-    "leaked_prompts": "SmallBench questions that share thirteen words in a row with the training text",
+    "leaked_prompts": "SmallBench questions that share thirteen words in a row with the training text or, where they have eight "
+                      "to twelve words, occur in it as a whole; shorter ones are not checked",
 }
 
 

@@ -33,6 +33,8 @@ def _metric(
     metric = record.metrics[check_name(f"metric of {record.study}/{record.variant}", name, record.metrics)]
     if split and metric.split != split:
         raise InputError(f"select.metric '{name}' of {record.study} was measured on '{metric.split}', not on '{split}'")
+    if metric.split == "test":  # as a tie-break it would choose by the split that the result is reported on
+        raise InputError(f"select.tie_break '{name}' of {record.study} was measured on 'test'; allowed: metrics of other splits")
     if metric.better is None:
         raise InputError(f"metric '{name}' of {record.study} does not say whether lower or higher is better")
     return metric.value, metric.value if metric.better == "lower" else -metric.value
@@ -91,13 +93,14 @@ NOT_PROMOTED = "not promoted"  # the state of a run whose selection is not thin
 def margin(
     rule: SelectionRule,  # with a baseline and `thin`
     records: dict[str, list[Record]],  # variant: one record a seed; two or more of the baseline
+    ranked: list[dict],  # from `rank`
 ) -> dict:  # margin of the first over the second in sigmas (None: no second, or seeds that agree), sigma, thin
     "How clear a ranking is, measured by the seeds of the baseline."
     baseline = [_metric(run, rule.metric, rule.split)[0] for run in _baseline(rule, records)]
     if len(baseline) < 2:
         raise InputError(f"select.thin: baseline '{rule.baseline}' has 1 run; allowed: 2 or more, for a standard deviation")
     sigma = statistics.stdev(baseline)
-    first = [[_metric(run, rule.metric, rule.split)[1] for run in records[row["variant"]]] for row in rank(rule, records)[:2]]
+    first = [[_metric(run, rule.metric, rule.split)[1] for run in records[row["variant"]]] for row in ranked[:2]]
     if len(first) < 2:
         return {"margin": None, "sigma": sigma, "thin": False}
     ahead = statistics.fmean(first[1]) - statistics.fmean(first[0])
@@ -170,13 +173,15 @@ def select_variants(
     check_comparable([run for each in records.values() for run in each], rule.metric)
     if rule.baseline:
         _baseline(rule, records, title)
+    params = {name: _all_params(every[name], profile, chosen) for name in names}
     ranked = rank(rule, records)
     if len(ranked) < min(1 if rule.thin else rule.top_k, len(names)):  # a second that is out is no thin margin
         raise RunFailed(
             f"study '{plan.study}': {title}.top_k is {rule.top_k}, but {len(ranked)} of {len(names)} variants of profile "
             f"'{profile}' finished all their seeds"
         )
-    picks = [{"rank": i, **row, "params": _all_params(every[row["variant"]], profile, chosen)} for i, row in enumerate(ranked, 1)]
+    ranked = _distinct(ranked, {name: (params[name], every[name].inputs) for name in names})
+    picks = [{"rank": i, **row, "params": params[row["variant"]]} for i, row in enumerate(ranked, 1)]
     told = rule.model_dump(mode="json", by_alias=True, exclude=None if rule.thin else {"thin"})
     named = {} if selection == SELECTION else {"selection": selection}
     content = {"study": plan.study, "profile": profile, **named, "rule": told, "ranked": picks}
@@ -184,13 +189,19 @@ def select_variants(
         judged = judge(rule, records)
         kept = {row["variant"] for row in judged if row["kept"]}
         content |= {"judged": judged, "kept": _join([pick for pick in picks if pick["variant"] in kept])}
-    return content | (margin(rule, records) if rule.thin else {})
+    return content | (margin(rule, records, ranked) if rule.thin else {})
 
 
 def _all_params(variant: Variant, profile: str, chosen: Callable[[str], dict]) -> dict:
     "What a variant sets, and what it has picked."
     taken = picked(variant.picks, chosen).values()
     return {**{name: value for row in taken for name, value in row["params"].items()}, **own_params(variant, profile)}
+
+
+def _distinct(ranked: list[dict], made_from: dict[str, tuple]) -> list[dict]:
+    "A ranking without variants that are made as one ahead of them is: a model is no rival of itself."
+    made = [made_from[row["variant"]] for row in ranked]
+    return [row for i, row in enumerate(ranked) if made[i] not in made[:i]]
 
 
 def _join(kept: list[dict]) -> dict:

@@ -41,7 +41,6 @@ def test_rows_say_what_was_measured_and_what_does_not_fit(model, tokenizer):
     table = profile.table().set_index("prompt")
     measured, short = table.loc[[16, 56]], table.loc[64]
     assert measured.drop(columns="note").gt(0).all(axis=None) and (measured["note"] == "").all()
-    assert (measured["prefill_ms_p50"] <= measured["prefill_ms_p95"]).all()
     assert short.drop("note").isna().all() and short["note"] == "does not fit: with 8 new tokens it exceeds the context of 64"
     assert [len(one.decode) for one in profile.prompts] == [14, 14, 0]
     assert profile.parameters == sum(p.numel() for p in model.parameters())
@@ -59,10 +58,15 @@ def test_an_end_token_does_not_stop_the_clock(tokenizer, monkeypatch):
 
 def test_prefill_and_steps_are_timed_apart(tokenizer):
     model = ours()
-    slow = model.model.register_forward_pre_hook(lambda *_: time.sleep(0.05))  # the whole model; the hook turns the fast step off
-    seconds = token_seconds(model, torch.ones(1, 8, dtype=torch.long), 3)
-    slow.remove()
-    assert len(seconds) == 3 and all(0.05 <= one < 1 for one in seconds)
+    inputs = []  # tokens of each forward pass
+
+    def slow_prompt(module, given, named):
+        inputs.append((*given, *named.values())[0].shape[1])
+        time.sleep(0.5 * (inputs[-1] > 1))
+
+    model.model.register_forward_pre_hook(slow_prompt, with_kwargs=True)  # the hook turns the fast step off
+    first, *later = token_seconds(model, torch.ones(1, 8, dtype=torch.long), 3)
+    assert inputs == [8, 1, 1] and first >= 0.5 and len(later) == 2 and min(later) < 0.5
 
 
 def test_a_rolling_cache_takes_any_prompt(tokenizer):

@@ -1,9 +1,14 @@
-"""The studies of experts, of a full card and of fewer key/value heads: equal models are equal, wrong ones are refused."""
+"""The studies of experts, a full card, fewer key/value heads and a budget: equal models are equal, wrong ones are refused, and
+a summary stands runs that were stopped early."""
+
+import math
+from functools import cache
 
 import pytest
 import torch
 from study_code import execute
 
+from modernllm.allocation.space import Allocation
 from modernllm.core.config import InputError
 from modernllm.workflow.expand import expand
 from modernllm.core.parameters import GIVEN, notebook_parameters
@@ -11,6 +16,7 @@ from modernllm.workflow.plan import load_plan
 from modernllm.core.records import Record, publish
 from modernllm.models.budget import total_parameters
 from modernllm.models.config import ModernLLMConfig
+from modernllm.reporting.results import example_records
 
 TINY = {"dataset": "embedded_docs", "limit_documents": 4, "vocab_size": 300, "context": 16, "hidden_size": 8,
         "num_hidden_layers": 2, "num_attention_heads": 2, "max_tokens": 2560, "warmup_steps": 2, "eval_tokens": 64}  # fmt: skip
@@ -82,6 +88,61 @@ def test_the_summary_of_experts_says_which_is_better(own, project, root, experts
     assert [("−0.5" in line, " 0.5" in line) for line in differences] == [(True, False), (False, True)] * 2
     stability = names["table"]
     assert len(stability) == 9 and set(stability[stability.variant != "moe"]["starved experts"]) == {"–"}
+
+
+BUDGET = "total_params", "embedding_ratio", "glu_expansion", "vocab_size", "tied_lm_head"
+realised = cache(lambda *values: Allocation(**dict(zip(BUDGET, values))).realised())
+
+
+def spend(profile, stopped, best=0.35, repeat="1" * 64):
+    "Records of all runs of a budget, lowest at one share. Of the variants in `stopped` one seed was stopped early."
+    params = variants("allocation", profile)
+    for run in expand(load_plan("allocation"), profile):
+        given = params[run.variant]
+        shape = realised(*(given[name] for name in BUDGET))
+        told = {name: getattr(shape, name) for name in ("embedding_ratio", "glu_expansion", "layers")} | {"width": 100}
+        if run.seed != 1 or run.variant not in stopped:
+            value = 1.6 + 0.1 * math.log(shape.embedding_ratio / best) ** 2 + 0.02 * math.log(shape.glu_expansion / 2.8) ** 2
+            value += 0.001 * run.seed + 0.0002 * (len(run.variant) * (run.seed + 1) % 3)
+            told |= {f"validation_{quantity}": value for quantity in ("bits_per_byte", "word_ppl_closed", "token_ppl")}
+            told |= {f"smallbench_mean_accuracy{side}": 0.25 for side in ("", "_low", "_high", "_chance")}
+            told |= dict.fromkeys(["test_word_ppl_closed", "test_bits_per_byte", "latency_128_peak_mb", "leaked_prompts"], 9.0)
+            told["decode_ms"] = 2.0
+        metric = {"unit": "1", "better": "lower"}
+        publish(Record.make(example_records(profile)[0].to_dict() | {
+            "study": "allocation", "variant": run.variant, "seed": run.seed, "params": given, "curves": {},
+            "status": "finished" if "decode_ms" in told else "killed",
+            "metrics": {name: {**metric, "value": value, "split": "validation" if name.startswith("validation") else None}
+                        for name, value in told.items()},
+            "artifacts": {"model": {"path": "model", "sha256": repeat if run.variant == "repeat" else "1" * 64, "bytes": 1}},
+        }))  # fmt: skip
+
+
+def test_the_summary_of_a_budget_shows_runs_that_were_stopped_early_and_compares_sizes(own, project, root):
+    spend("gpu", [], best=0.3)
+    spend("cpu", ["share-25"])
+    names = execute(root, "allocation", "summary.ipynb", profile="cpu")
+    tested = names["tests"]
+    assert "share-25" not in tested and "share-45" in tested and all(found.paired for found, _ in tested.values())
+    assert "stopped early (1 of 3)" in (project / "data/results/cpu/allocation-ranking.md").read_text()
+    assert names["surface"].optimum.share == pytest.approx(0.35, rel=0.1)
+    assert "profile gpu) it is lowest at a share of 0.3" in names["text"]
+    assert "intervals of the share do not overlap" in names["text"]
+    summary, results = ((project / "report/allocation" / name).read_text() for name in ("results_summary.csv", "RESULTS.md"))
+    assert "bits_per_byte" in summary and "token_ppl" not in summary and "hours by the clock" in results
+
+
+def test_the_summary_of_a_budget_without_a_surface_says_so_and_a_repeat_that_differs_is_refused(own, root, monkeypatch):
+    monkeypatch.setattr("modernllm.reporting.figures.save", lambda *_: None)  # which another test writes
+    stopped = [f"share-{share}{more}" for share in (25, 45) for more in ("", "-glu-20", "-glu-40")]
+    spend("cpu", stopped)
+    text = execute(root, "allocation", "summary.ipynb", profile="cpu")["text"]
+    why = "4 pairs of share and expansion do not fix a quadratic surface"
+    assert f"No surface is fitted: {why}" in text and f"was not compared: {why}" in text and "same, bit for bit" in text
+    spend("cpu", stopped, repeat="2" * 64)
+    hashes = f"hash {'2' * 64}, those of finalist .* {'1' * 64}; allowed"
+    with pytest.raises(InputError, match=f"repeat: its weights have the {hashes}"):
+        execute(root, "allocation", "summary.ipynb", profile="cpu")
 
 
 @pytest.mark.parametrize("card", [6, 12])

@@ -32,6 +32,14 @@ def test_sums_hold_lost_work(report):
         "profile": "gpu", "studies": {}, "total": dict.fromkeys(found["total"], 0) | {"runs": 0}}
 
 
+def test_runs_side_by_side_take_less_time_than_their_sum(report):
+    first, *rest = dearer(example_records("cpu"), useful_gpu_hours=1.0)
+    late = {"started": "2026-01-01T00:30:00+00:00", "finished": "2026-01-01T03:00:00+02:00"}
+    publish_all([Record.make({**first.to_dict(), **late}), *rest])
+    found = cost_summary("cpu")["studies"]["example"]
+    assert (found["gpu_hours"], found["span_hours"]) == (8.0, 1.0)
+
+
 def test_killed_runs_cost_too(report):
     first, *rest = example_records("cpu")
     publish_all([Record.make({**first.to_dict(), "status": "killed"}), *rest])
@@ -40,9 +48,10 @@ def test_killed_runs_cost_too(report):
 
 @pytest.fixture
 def selecting(report):
-    "The example's plan with a selection over one of its variants."
+    "The example's plan with a selection over one of its variants, which the other picks."
     plan = report.parent / "nbs/studies/example/plan.yaml"
-    plan.write_text(plan.read_text() + "select: {from: [small], metric: test_loss}\n")
+    picking = plan.read_text().replace("medium: {}", "medium: {pick: 1}")
+    plan.write_text(picking + "select: {from: [small], metric: test_loss}\n")
     return plan
 
 
@@ -62,9 +71,16 @@ def test_limits(selecting, capsys):
     assert "dearest sweep 48.00 USD" in shown.out and "costs: the runbook of study example has cost 150.00 USD" in shown.err
 
 
+def test_what_waits_for_no_selection_is_of_the_sweep(selecting):
+    publish_all(dearer(example_records("cpu"), usd=2.0))
+    assert ledger("cpu") == [{"study": "example", "sweep": 8.0, "runbook": 16.0}]
+    selecting.write_text(selecting.read_text().replace("medium: {pick: 1}", "medium: {}"))  # measured beside what is ranked
+    assert ledger("cpu") == [{"study": "example", "sweep": 16.0, "runbook": 16.0}]
+
+
 def test_all_selections_of_a_study_are_its_sweep(selecting):
     text, rule = selecting.read_text(), "{from: [%s], metric: test_loss}"
-    head = text.partition("select:")[0]
+    head = text.partition("select:")[0].replace("pick: 1", "pick: {first: 1}")
     selecting.write_text(head + f"select: {{first: {rule % 'small'}, second: {rule % 'medium'}, again: {rule % 'small'}}}\n")
     publish_all(dearer(example_records("cpu"), usd=2.0))
     assert ledger("cpu") == [{"study": "example", "sweep": 16.0, "runbook": 16.0}]

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from modernllm.allocation.decision import note
 from modernllm.core.config import InputError
 from modernllm.core.records import load_record
 from modernllm.reporting.current import stale as stale_results
@@ -13,7 +15,7 @@ from modernllm.workflow import execute, graph, selection
 from modernllm.workflow.expand import expand
 from modernllm.workflow.plan import load_plan
 from modernllm.workflow.schema import SelectionRule
-from modernllm.workflow.selection import asked_runs, margin, not_promoted, read_selection, unmet
+from modernllm.workflow.selection import asked_runs, margin, not_promoted, rank, read_selection, unmet
 from modernllm.workflow.step_status import read_status
 
 # Two seeds of r2 end 0.0504 and 0.0336 away: σ is 0.0119. The means of r3 and r25 are 0.0016 and 0.0098 away: a margin of 0.68 σ.
@@ -153,6 +155,35 @@ def test_token_perplexities_of_two_vocabularies_are_not_ranked(done, monkeypatch
         selection.select_variants(plan, "smoke", "rate")
 
 
+def test_a_tie_is_not_broken_by_the_test_split(done, monkeypatch):
+    done.edit("tiny/plan.yaml", "r3], metric: distance", "r3], tie_break: distance, metric: distance")
+    stored = selection._record
+
+    def read_on_test(run, title):
+        found = stored(run, title)
+        held_out = {"test_distance": found.metrics["distance"].model_copy(update={"split": "test"})}
+        return found.model_copy(update={"metrics": {**found.metrics, **held_out}})
+
+    monkeypatch.setattr(selection, "_record", read_on_test)
+    assert selection.select_variants(load_plan("tiny"), "smoke", "rate")["ranked"][0]["variant"] == "r3"
+    done.edit("tiny/plan.yaml", "tie_break: distance", "tie_break: test_distance")
+    with pytest.raises(InputError, match="select.tie_break 'test_distance' of tiny was measured on 'test'; allowed: "):
+        selection.select_variants(load_plan("tiny"), "smoke", "rate")
+
+
+def test_a_model_is_no_rival_of_itself(done, monkeypatch):
+    done.edit("tiny/plan.yaml", "far], metric: distance", "far, again], metric: distance, baseline: near, thin: 1.0")
+    done.edit("tiny/plan.yaml", "  far: {", "  again: {pick: {rate: 1}, params: {start_at: 2.0}}\n  far: {")
+    stored = selection._record
+    same = lambda run: replace(run, variant="near") if run.variant == "again" else run
+    monkeypatch.setattr(selection, "_record", lambda run, title: stored(same(run), title))
+    start = selection.select_variants(load_plan("tiny"), "smoke", "start")
+    assert [row["variant"] for row in start["ranked"]] == ["near", "far"] and start["thin"] is False
+    done.edit("tiny/plan.yaml", "{start_at: 2.0}}\n  far", "{start_at: 1.9}}\n  far")
+    start = selection.select_variants(load_plan("tiny"), "smoke", "start")
+    assert [row["variant"] for row in start["ranked"]] == ["near", "again", "far"] and start["thin"] is True
+
+
 def test_a_killed_baseline_stops_the_selection(staged, capsys):
     staged.edit("tiny/plan.yaml", "variants:\n", "kill: {curve: distance, baseline: r3, delta: 0.01}\nvariants:\n")
     graph.prepare(None, "smoke")
@@ -185,7 +216,8 @@ def runs(*losses, **words):
 def test_the_margin_is_in_standard_deviations_of_the_baseline(others, words, margin_, thin):
     sigma = 0.2**0.5 / 2
     rule = SelectionRule.make({"from": "matrix", "metric": "loss", "baseline": "base", "thin": 2.0, **words})
-    found = margin(rule, {"base": runs(3.0, 3.0 + 2**0.5 * sigma), **others})
+    records = {"base": runs(3.0, 3.0 + 2**0.5 * sigma), **others}
+    found = margin(rule, records, rank(rule, records))
     assert found["sigma"] == pytest.approx(sigma) and found["thin"] is thin
     assert found["margin"] == (margin_ if margin_ is None else pytest.approx(margin_))
 
@@ -193,12 +225,15 @@ def test_the_margin_is_in_standard_deviations_of_the_baseline(others, words, mar
 def test_the_margin_of_seeds_that_agree_and_of_what_is_better_when_higher():
     rule = SelectionRule.make({"from": "matrix", "metric": "loss", "baseline": "base", "thin": 2.0})
     for other, thin in ((1.0, False), (3.0, True)):
-        found = margin(rule, {"base": runs(3.0, 3.0), "b": runs(other, other)})
+        records = {"base": runs(3.0, 3.0), "b": runs(other, other)}
+        found = margin(rule, records, ranked := rank(rule, records))
         assert found == {"margin": None, "sigma": 0.0, "thin": thin}
+        said = note({**found, "ranked": ranked, "rule": rule.model_dump(by_alias=True) | {"from": list(records)}})
+        assert ("both are promoted" in said) is thin, said
     assert unmet(["x"], lambda name: {"margin": None, "thin": False, "ranked": [1, 2]}) == "the baseline's seeds agree"
     assert unmet(["x"], lambda name: {"margin": None, "thin": False, "ranked": [1]}) == "no second variant"
     higher = {"base": runs(3.0, 3.2, better="higher"), "b": runs(5.0, 5.0, better="higher")}
-    assert margin(rule, higher)["margin"] == pytest.approx(1.9 / 0.2 * 2**0.5)
+    assert margin(rule, higher, rank(rule, higher))["margin"] == pytest.approx(1.9 / 0.2 * 2**0.5)
 
 
 def test_a_run_whose_selection_is_not_there_says_what_makes_it(staged, capsys):
