@@ -1,5 +1,7 @@
 """`modernllm gpu-check`: its sections end, raise, run out of time and are told apart; a rehearsal without a GPU; the record."""
 
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -187,6 +189,15 @@ def test_without_a_gpu_one_line_says_what_is_missing(tmp_path, monkeypatch, caps
     assert error.count("\n") == 1 and "needs a GPU" in error and "--device cpu" in error
     assert main(["gpu-check", "--minutes", "0"]) == 2 and main(["gpu-check", "--device", "tpu"]) == 2
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rehearsal", [False, True])
+def test_every_section_takes_what_it_is_given(rehearsal):
+    for section in gpu_check.plan(rehearsal):
+        module, name = section.where.split(":")
+        inspect.signature(getattr(importlib.import_module(module), name)).bind(None, **section.given)
+    names = [section.name for section in gpu_check.plan(rehearsal)]
+    assert ("compiled_documents" in names, "generation_bfloat16" in names) == (not rehearsal, not rehearsal)
 
 
 def test_a_rehearsal_gives_results_of_all_sections_in_one_record(tmp_path, root):
