@@ -36,6 +36,7 @@ SHAPES = {
     "small": {"vocab_size": 4096, "hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4},
     "medium": {"vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4},
     "10m": {"vocab_size": 16000, "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4},
+    "30m": {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8},
     "124m": {"vocab_size": 50304, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
 
@@ -50,11 +51,17 @@ class ZipfBatches:
         context: int,
     ):
         self.weights, self.shape = 1 / (torch.arange(vocab_size) + 1.0), (batch_size, context)
-        self.tokens_per_batch = batch_size * context
+        self.tokens_per_batch, self.drawn = batch_size * context, {}
 
     __iter__ = None  # there is no last batch
 
+    def draw(self, numbers: range) -> None:
+        "Keep these batches, so that whoever reads them is not timed drawing them."
+        self.drawn = {i: self[i] for i in numbers}
+
     def __getitem__(self, i: int) -> dict:
+        if i in self.drawn:
+            return self.drawn[i]
         rows, columns = self.shape
         generator = torch.Generator().manual_seed(i)
         ids = torch.multinomial(self.weights, rows * (columns + 1), replacement=True, generator=generator)
@@ -96,8 +103,9 @@ def own_limit(
 ) -> float:  # operations a second
     "Throughput of the products of a step, each run alone."
     flops = seconds = 0.0
+    new = partial(torch.randn, dtype=torch.bfloat16, device=device, generator=torch.Generator(device).manual_seed(0))
     for times, m, k, n in products:
-        a, b = torch.ones(m, k, dtype=torch.bfloat16, device=device), torch.ones(n, k, dtype=torch.bfloat16, device=device)
+        a, b = new(m, k), new(n, k)
         flops, seconds = flops + times * 2 * m * k * n, seconds + times * fastest(partial(torch.mm, a, b.T), device, repeats)
     return flops / seconds
 
@@ -152,8 +160,9 @@ def bench_train(
     with _threads(threads), tempfile.TemporaryDirectory() as folder:
         peers = {name: make(model, batches, config) for name, make in train_peers(compiled_peers).items()}
         limits = lambda: (matmul_limit(device), own_limit(products, device))
+        prepare = lambda turn: batches.draw(range(turn * steps, (turn + 1) * steps))
         loops = {name: partial(peer.run, steps) for name, peer in peers.items()}
-        turns = Turns(bench, loops, device, rounds=rounds, seconds=seconds, limits=limits)
+        turns = Turns(bench, loops, device, rounds=rounds, seconds=seconds, limits=limits, prepare=prepare)
         telemetry = Telemetry(folder)
         callbacks = [InterleavedTraining(turns, steps)]
         Trainer(model, LanguageModelling(), batches, config, callbacks=callbacks, telemetry=telemetry).fit()
@@ -169,13 +178,16 @@ def bench_generate(
     rounds: int = 5,  # at least
     seconds: float = 30,  # how long to measure, roughly; not less than the rounds take
     prompt: int = 32,  # tokens
-    new: int = 128,  # tokens to generate, greedily, in one sequence
+    new: int = 128,  # tokens to generate, greedily, in each row
+    batch_size: int = 1,
+    dtype: str = "float32",  # of the weights
 ) -> Bench:
     "Interleaved benchmark of generation against transformers with the same weights. The check is the share of equal tokens."
-    work = f"batch 1, {prompt} synthetic tokens of prompt, {new} new, float32"
-    bench, model = _new("generate", shape, prompt + new, work, new, threads, rounds=rounds, prompt=prompt, new=new)
-    ids = ZipfBatches(model.config.vocab_size, 1, prompt)[0]["input_ids"].to(model.device)
-    model.eval()
+    work = f"batch {batch_size}, {prompt} synthetic tokens of prompt, {new} new, {dtype}"
+    bench, model = _new("generate", shape, prompt + new, work, batch_size * new, threads, rounds=rounds, prompt=prompt, new=new,
+                        batch_size=batch_size)
+    ids = ZipfBatches(model.config.vocab_size, batch_size, prompt)[0]["input_ids"].to(model.device)
+    model.eval().to(getattr(torch, dtype))
     with _threads(threads):
         ours = partial(model.generate, ids, max_new_tokens=new, do_sample=False, pad_token_id=0)
         peers = {f"transformers, {cache} cache": partial(llama_generate(model, cache), ids, new)
@@ -240,13 +252,14 @@ def train_alone(
     batch_size: int,
     context: int,
     steps: int = 3,
+    compile: str = "auto",  # of our side, as in TrainConfig
 ) -> None:
     "Train one side for a few steps."
     check_name("side", side, [OURS, *TRAIN_PEERS])
     model = new_model(shape, context)
     batches, config = ZipfBatches(model.config.vocab_size, batch_size, context), _train_config(steps)
     if side == OURS:
-        config = config.model_copy(update={"max_steps": steps})
+        config = config.model_copy(update={"max_steps": steps, "compile": compile})
         Trainer(model, LanguageModelling(), batches, config, callbacks=[]).fit()
     else:
         loop = TRAIN_PEERS[side](model, batches, config)

@@ -18,6 +18,7 @@ from ..models.convert import to_llama
 from ..models.transformer import ModernDecoderLM
 from ..training.optim import adamw
 from ..training.trainer import TrainConfig
+from ..training.update import move_batch
 
 # %% ../../nbs/46_benchmarking/peers.ipynb #5caf30dd
 class PeerLoop:
@@ -44,7 +45,7 @@ class PeerLoop:
         "Train for some steps."
         losses = []
         for _ in range(steps):
-            batch = {name: tensor.to(self.device) for name, tensor in self.batches[self.step].items()}
+            batch = move_batch(self.batches[self.step], self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
                 loss = self.loss(self.model, batch["input_ids"], batch["targets"])
             loss.backward()
@@ -52,8 +53,8 @@ class PeerLoop:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
-            losses.append(loss.item())
-        return sum(losses) / steps
+            losses.append(loss.detach())
+        return torch.stack(losses).mean().item()
 
 # %% ../../nbs/46_benchmarking/peers.ipynb #727e45a2
 def llama_loop(

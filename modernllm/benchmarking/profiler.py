@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 
 import pandas as pd
+import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = {  # the first that fits
@@ -33,11 +35,17 @@ def kind(
 
 def by_kind(
     step: Callable[[], object],  # profiled once
-) -> pd.Series:  # seconds on the CPU by kind; all kinds, and "the rest"
+) -> pd.Series:  # seconds by kind, on the GPU where there is one, else on the CPU; all kinds, and "the rest"
     "Profile a function with PyTorch's profiler."
     seconds = dict.fromkeys([*KINDS, "the rest"], 0.0)
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    activities, time = [ProfilerActivity.CPU], "self_cpu_time_total"
+    if torch.cuda.is_available():
+        activities, time = [*activities, ProfilerActivity.CUDA], "self_device_time_total"
+    with profile(activities=activities) as seen:
         step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the kernels of the step have run before the profile ends
     for event in seen.key_averages():
-        seconds[kind(event.key)] += event.self_cpu_time_total / 1e6
+        if event.device_type == DeviceType.CPU:  # kernels are listed once more by themselves
+            seconds[kind(event.key)] += getattr(event, time) / 1e6
     return pd.Series(seconds)

@@ -127,13 +127,15 @@ class Turns:
         rounds: int,  # at least
         seconds: float,  # go on until so much time has passed
         limits: Callable[[], tuple[float, float]] | None = None,  # measured once a round
+        prepare: Callable[[int], object] = lambda turn: None,  # called before the sides' turns of this number, from 0; not timed
     ):
-        self.bench, self.peers, self.device, self.limits = bench, peers, device, limits
+        self.bench, self.peers, self.device, self.limits, self.prepare = bench, peers, device, limits, prepare
         self.rounds, self.until = rounds, clock(device) + seconds
         self.last: dict[str, object] = {}  # what each side returned last
 
     def begin(self) -> None:
         "Our turn begins."
+        self.prepare(len(self.bench.rounds) + bool(self.bench.first))
         self.since = clock(self.device)
 
     def end(self, result: object) -> bool:  # whether this was the last round

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'LOSS_ROWS', 'LIBRARY_BYTES', 'EXPERT_LIBRARY_BYTES', 'saved_by_layer', 'activations', 'backward_workspace',
-           'fragmentation', 'step_memory']
+           'fragmentation', 'step_memory', 'largest_size']
 
 # %% ../../nbs/20_models/memory.ipynb #91a72ea7
+from collections.abc import Callable
+
 from ..core.config import InputError, check_name
 from .budget import layer_sizes, layer_windows, mean_keys, total_parameters
 from .config import ModernLLMConfig
@@ -151,3 +153,18 @@ def step_memory(
         **moments,
         "peak": round(12 * count + height + LIBRARY_BYTES[device] + EXPERT_LIBRARY_BYTES[device] * (c.num_local_experts > 0)),
     }
+
+# %% ../../nbs/20_models/memory.ipynb #e8d51e80
+def largest_size(
+    fits: Callable[[int], bool],  # 1 fits
+    most: int,  # no larger size is tried
+) -> int:
+    "Largest size that fits, to within a sixteenth."
+    low, high = 1, None  # fits, does not fit
+    while high is None and low < most:
+        size = min(2 * low, most)
+        low, high = (size, None) if fits(size) else (low, size)
+    while high is not None and high - low > max(1, low // 16):
+        size = (low + high) // 2
+        low, high = (size, high) if fits(size) else (low, size)
+    return low

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -35,6 +36,7 @@ from .history import History, RunLog
 from .identity import batch_digest, check_same_run, restore_callbacks, stateful_callbacks, training_identity
 from .interrupt import DeferSignals
 from .objectives import Objective
+from .out_of_memory import memory_report
 from modernllm.training.parallel import (
     broadcast_from_main, check_same_step, gather_to_cpu, load_optimizer_state, make_accelerator, unsharded,
 )
@@ -118,8 +120,11 @@ def train_step(self: Trainer) -> None:
 @patch
 def _read_losses(self: Trainer) -> None:
     unread, self._unread = self._unread, []
+    if not unread:
+        return
+    numbers = iter(torch.cat([each for step in unread for each in (step.sums, step.grad_norm.view(1))]).tolist())  # one copy
     for step in unread:
-        (total, weight, *extra), norm = step.sums.tolist(), step.grad_norm.item()
+        total, weight, *extra, norm = islice(numbers, len(step.sums) + 1)
         if not math.isfinite(total) or not math.isfinite(norm):
             what = f"loss is {total}" if not math.isfinite(total) else f"gradient norm is {norm}"
             self._call("bad_step", step.number, what)
@@ -139,10 +144,15 @@ def _fail(self: Trainer, step: StepLosses, what: str) -> None:
     losses = self.accelerator.gather(step.losses).view(-1, len(step.losses)).T.flatten().tolist()  # in the order of the batches
     bad = [n for n, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
     where = ", ".join(str(data_position(step.number, self.data.skips) * len(losses) + n) for n in bad)
+    raise self._failure(step.number, f"{what} at step {step.number}, batch {where}")
+
+
+@patch
+def _failure(self: Trainer, step: int, words: str) -> RunFailed:
     kept = checkpoints.saved_steps(self.folder) if self.folder else []
     rest = f"; the last good checkpoint is of step {kept[-1]}" if kept else ""
-    self.log.event("stop", step=step.number, reason="failed")
-    raise RunFailed(f"{what} at step {step.number}, batch {where}{rest}")
+    self.log.event("stop", step=step, reason="failed")
+    return RunFailed(words + rest)
 
 
 @patch
@@ -268,6 +278,17 @@ class TrainResult:
 def fit(self: Trainer) -> TrainResult:
     "Train to the end, from the newest valid checkpoint if there is one."
     self._resume()
+    try:
+        self._train()
+    except torch.OutOfMemoryError as error:
+        raise self._failure(self.step, memory_report(self)) from error
+    self._update.finish()
+    return TrainResult(self.step, self.tokens, self.best, self.history, self.stopped, self.model)
+
+
+@patch
+def _train(self: Trainer) -> None:
+    "The training loop, with what comes before and after it."
     if self.telemetry and not self.stopped:
         log_matmul_limit(self)
     self._update.step.train()
@@ -296,8 +317,6 @@ def fit(self: Trainer) -> TrainResult:
             self._call("fit_end")
             self.log.finish()
         self.log.event("stop", step=self.step, reason=self.stopped or "interrupted")
-    self._update.finish()
-    return TrainResult(self.step, self.tokens, self.best, self.history, self.stopped, self.model)
 
 
 @patch

@@ -4,15 +4,19 @@ import json
 import sys
 from dataclasses import replace
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
 
 from modernllm.cli.app import main
 from modernllm.core.config import InputError, RunFailed
 from modernllm.core.records import Record
 from modernllm.core.runs import Run
 from modernllm.benchmarking import bench as benches
+from modernllm.benchmarking import profiler
 from modernllm.benchmarking.bench import (
     SHAPES,
     TASKS,
@@ -29,6 +33,7 @@ from modernllm.benchmarking.profiler import KINDS, by_kind, kind
 from modernllm.benchmarking.timing import OURS, Bench, metric_name
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
+from modernllm.training import utilisation
 from modernllm.training.config import TrainConfig
 
 LLAMA, NANO = TRAIN_PEERS
@@ -67,6 +72,29 @@ def test_compiled_peers_are_sides_of_their_own_with_the_losses_of_eager_ones(mon
             loop = make(*given)
             losses.append([loop.run(1) for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[3] == pytest.approx(losses[2], rel=1e-4)
+
+
+def test_peers_read_their_losses_once_a_turn_and_batches_are_drawn_before_it(monkeypatch):
+    copies, item = [], torch.Tensor.item
+    loop = TRAIN_PEERS[LLAMA](new_model("tiny", 16), ZipfBatches(512, 2, 16), TrainConfig(max_steps=1))
+    with monkeypatch.context() as counted:
+        counted.setattr(torch.Tensor, "item", lambda self: copies.append(self.shape) or item(self))
+        mean = loop.run(3)
+    assert len(copies) == 1 and 5 < mean < 7
+    reads, get, draw = [], ZipfBatches.__getitem__, ZipfBatches.draw
+
+    def drawn_before(self, numbers):
+        before = len(reads)
+        draw(self, numbers)
+        del reads[before:]
+
+    monkeypatch.setattr(ZipfBatches, "draw", drawn_before)
+    monkeypatch.setattr(ZipfBatches, "__getitem__", lambda self, i: reads.append((i, i in self.drawn)) or get(self, i))
+    bench_train("tiny", threads=1, rounds=2, seconds=0, steps=2, batch_size=2, context=8, compiled_peers=False)
+    turns = [i for i, drawn in reads if drawn]
+    assert sorted(turns) == sorted(3 * [*range(6)])  # of three sides: three turns of two steps, the first of which is not counted
+    assert {i for i, drawn in reads if not drawn} <= {0}  # whose FLOPs are counted before all turns
+
 
 
 def test_without_a_compiler_peers_are_eager_and_one_line_says_so(monkeypatch):
@@ -181,6 +209,44 @@ def test_kinds():
     assert kind("aten::mm") == "matrix products" and kind("aten::_fused_adamw_") == "optimizer"
     seconds = by_kind(lambda: torch.ones(64, 64) @ torch.ones(64, 64))
     assert list(seconds.index) == [*KINDS, "the rest"] and seconds["matrix products"] > 0
+
+
+def test_on_a_gpu_kinds_have_the_time_of_the_kernels_that_operations_launched(monkeypatch):
+    rows = [("aten::mm", DeviceType.CPU, 7.0, 5e6), ("ampere_bf16_s16816gemm", DeviceType.CUDA, 0.0, 5e6),
+            ("aten::relu", DeviceType.CPU, 9.0, 1e6)]
+    events = [SimpleNamespace(key=key, device_type=place, self_cpu_time_total=cpu, self_device_time_total=gpu)
+              for key, place, cpu, gpu in rows]
+    asked, waits = [], []
+
+    class Profile:
+        def __init__(self, activities):
+            asked.extend(activities)
+
+        __enter__ = lambda self: self
+        __exit__ = lambda self, *error: None
+        key_averages = lambda self: events
+
+    monkeypatch.setattr(profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(True))
+    seconds = by_kind(lambda: None)
+    assert asked == [ProfilerActivity.CPU, ProfilerActivity.CUDA] and waits
+    assert seconds["matrix products"] == 5 and seconds["the rest"] == 1 and seconds.sum() == 6
+
+
+def test_generation_in_rows_and_in_bfloat16():
+    text = bench_generate("tiny", threads=1, rounds=1, seconds=0, prompt=5, new=4, batch_size=3, dtype="bfloat16")
+    assert text.tokens == 12 and text.work == "batch 3, 5 synthetic tokens of prompt, 4 new, bfloat16"
+    assert set(text.checks) == {OURS, *text.peers} and text.checks[OURS] == 1
+
+
+def test_products_are_measured_without_touching_the_random_numbers_of_a_run():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    own_limit([(1, 4, 8, 4)], torch.device("cpu"))
+    utilisation.matmul_limit(torch.device("cpu"), torch.float32, seconds=0)
+    assert torch.equal(torch.rand(2), expected)
 
 
 @pytest.mark.parametrize("call, named", [

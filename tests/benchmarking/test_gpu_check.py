@@ -1,5 +1,7 @@
 """`modernllm gpu-check`: its sections end, raise, run out of time and are told apart; a rehearsal without a GPU; the record."""
 
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -18,6 +20,7 @@ from modernllm.cli.app import main
 from modernllm.core.installation import command_line
 from modernllm.core.records import load_record
 from modernllm.core.runs import Run
+from modernllm.training import compiling
 
 PARTS = """
 import os, subprocess, sys, time
@@ -119,6 +122,52 @@ def test_a_model_that_computes_something_else_fails_its_checks(tmp_path, monkeyp
     assert passed == {"dense_float32": False, "dense_bfloat16": True, "dense_generated": False}
 
 
+@pytest.mark.parametrize("rehearsal", [False, True])
+def test_the_cache_is_warmed_for_our_side_too(tmp_path, monkeypatch, capsys, rehearsal):
+    monkeypatch.setattr(compiling, "BACKEND", {"backend": "eager"})
+    monkeypatch.setattr(compiling, "missing_compiler", lambda device: "")
+    monkeypatch.setattr(gpu_costs, "train_peers", lambda compiled: {})
+    findings = Findings(tmp_path / "found.jsonl", "compile_10m")
+    gpu_costs.warm_training_cache(findings, "tiny", [(2, 16)], rehearsal)
+    assert [line["name"] for line in read_findings(findings.path, "compile_10m")] == ["modernllm_2_first_step"]
+    assert capsys.readouterr().err.startswith("2 layers compiled in ") != rehearsal
+
+
+@pytest.mark.parametrize("kind", ["checkpointed", "documents"])
+def test_other_kinds_of_compiled_training_are_rehearsed(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(compiling, "missing_compiler", lambda device: "")
+    monkeypatch.setattr(compiling, "BACKEND", dict(compiling.BACKEND))
+    findings = Findings(tmp_path / "found.jsonl", "compiled")
+    gpu_results.compiled_training(findings, "tiny", 4, 32, 24, kind, rehearsal=True)
+    checks = {line["name"]: line["passed"] for line in read_findings(findings.path, "compiled") if line["kind"] == "check"}
+    del checks["eager_learnt"], checks["compiled_learnt"]  # in so few steps
+    assert checks == {"guard": True, "curve_difference": True, "late_difference": True}
+
+
+@pytest.mark.parametrize("dtype, checks", [("float32", [True, False]), ("bfloat16", [])])
+def test_texts_must_be_equal_where_rounding_cannot_make_them_differ(tmp_path, monkeypatch, dtype, checks):
+    class Texts:
+        checks = {"modernllm": 1.0, "peer": 0.99}
+
+        def record_into(self, run):
+            pass
+
+    monkeypatch.setattr(gpu_costs, "bench_generate", lambda shape, **given: Texts())
+    findings = Findings(tmp_path / "found.jsonl", "generation")
+    gpu_costs.generation_speed(findings, ["tiny"], 4, 1, 2, dtype)
+    assert [line["passed"] for line in read_findings(findings.path, "generation")] == checks
+
+
+@pytest.mark.parametrize("ratio, passed", [(1.09, True), (1.11, False), (0.89, False)])
+def test_measured_memory_is_compared_with_the_prediction_compiled_too(tmp_path, monkeypatch, ratio, passed):
+    monkeypatch.setattr(gpu_costs, "step_memory", lambda *given: {"peak": 1000})
+    monkeypatch.setattr(gpu_costs, "measured_peak", lambda *given: 1000 * ratio)
+    findings = Findings(tmp_path / "found.jsonl", "memory")
+    gpu_costs.memory(findings)
+    checks = {line["name"]: line["passed"] for line in read_findings(findings.path, "memory") if line["kind"] == "check"}
+    assert checks == dict.fromkeys(gpu_costs.TRAININGS, passed)
+
+
 def test_synchronisations_are_counted_by_the_line_that_causes_them(monkeypatch):
     seen = gpu_costs.CountSyncs(2, 3)
     trainer = type("Trainer", (), {"step": 0})()
@@ -140,6 +189,15 @@ def test_without_a_gpu_one_line_says_what_is_missing(tmp_path, monkeypatch, caps
     assert error.count("\n") == 1 and "needs a GPU" in error and "--device cpu" in error
     assert main(["gpu-check", "--minutes", "0"]) == 2 and main(["gpu-check", "--device", "tpu"]) == 2
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rehearsal", [False, True])
+def test_every_section_takes_what_it_is_given(rehearsal):
+    for section in gpu_check.plan(rehearsal):
+        module, name = section.where.split(":")
+        inspect.signature(getattr(importlib.import_module(module), name)).bind(None, **section.given)
+    names = [section.name for section in gpu_check.plan(rehearsal)]
+    assert ("compiled_documents" in names, "generation_bfloat16" in names) == (not rehearsal, not rehearsal)
 
 
 def test_a_rehearsal_gives_results_of_all_sections_in_one_record(tmp_path, root):

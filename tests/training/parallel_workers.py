@@ -13,8 +13,10 @@ from workers import Signal
 
 from modernllm.core.config import InputError, RunFailed
 from modernllm.core.seeding import generator
+from modernllm.core.telemetry import Telemetry
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
+from modernllm.training import compiling
 from modernllm.training.averaging import EMA, LastAverage
 from modernllm.training.config import TrainConfig
 from modernllm.training.guard import SpikeGuard
@@ -62,11 +64,11 @@ def decoder(**fields):
     return ModernDecoderLM(ModernLLMConfig.checked(**fields))
 
 
-def trainer(folder=None, *, poisoned=False, callbacks=(), evaluate=evaluate, experts=0, **changes):
+def trainer(folder=None, *, poisoned=False, callbacks=(), evaluate=evaluate, experts=0, telemetry=None, **changes):
     fields = dict(max_steps=6, learning_rate=3e-3, eval_every=3, log_every=1, precision="fp32", grad_clip=0.5, keep_checkpoints=9,
                   checkpoint_every_steps=1, checkpoint_every_minutes=0, trackers=())
     return Trainer(decoder(num_local_experts=experts), Projected(poisoned), Windows(), TrainConfig(**{**fields, **changes}),
-                   evaluate=evaluate, callbacks=[*callbacks], folder=folder)
+                   evaluate=evaluate, callbacks=[*callbacks], folder=folder, telemetry=telemetry)
 
 
 def averages():
@@ -97,11 +99,30 @@ def interrupted(training):
         return training.step
 
 
-def two(rank, port, folder):
-    "One of two processes; `folder` has the checkpoints of `one`."
+def join(rank, port):
+    "Become one of two processes."
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+
+
+def compiled(rank, port, folder):
+    "One of two processes with whole parameters: eager, then compiled, in graphs that are run as they are."
+    join(rank, port)
+    compiling.BACKEND, compiling.missing_compiler = {"backend": "aot_eager"}, lambda device: ""
+    fields = dict(max_steps=3, eval_every=0, checkpoint_every_steps=0, accumulation=2)
+    facts, telemetry = {"eager": of(trainer(compile="off", **fields).fit())}, Telemetry(folder / f"log {rank}")
+    facts["compiled"] = of(trainer(compile="on", telemetry=telemetry, **fields).fit())
+    telemetry.close()
+    events = Telemetry.read(folder / f"log {rank}")
+    facts["events"] = [event for event in events if event["kind"] == "compile"]
+    Path(folder / f"compiled {rank}.json").write_text(json.dumps(facts))
+    torch.distributed.destroy_process_group()
+
+
+def two(rank, port, folder):
+    "One of two processes; `folder` has the checkpoints of `one`."
+    join(rank, port)
     signal.signal(signal.SIGTERM, lambda *_: None)  # the interruption that both agree on ends one training, not the process
     facts, shared = {}, dict(sharding="full")
 

@@ -37,18 +37,22 @@ def alone(folder):
     return found | {"experts": of(trainer(experts=4, **same).fit())}
 
 
-@pytest.fixture(scope="module")
-def both(processes, folder, alone):
-    "What each of two processes found."
+def run_two(processes, target, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = [processes.Process(target=parallel_workers.two, args=(rank, port, folder)) for rank in (0, 1)]
+    running = [processes.Process(target=target, args=(rank, port, folder)) for rank in (0, 1)]
     for process in running:
         process.start()
     for process in running:
         process.join(300)
     assert [process.exitcode for process in running] == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def both(processes, folder, alone):
+    "What each of two processes found."
+    run_two(processes, parallel_workers.two, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -90,6 +94,13 @@ def test_saved_model_is_whole(both, folder):
     loaded, kept = type(decoder()).from_pretrained(folder / "model"), torch.load(folder / "model.pt", weights_only=True)
     assert loaded.state_dict().keys() == kept.keys()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_two_compiled_processes_have_the_losses_of_two_eager_ones(processes, tmp_path):
+    run_two(processes, parallel_workers.compiled, tmp_path)
+    first, second = (json.loads((tmp_path / f"compiled {rank}.json").read_text()) for rank in (0, 1))
+    assert first["compiled"] == second["compiled"] and [event["layers"] for event in first["events"]] == [2]
+    assert_same(first["compiled"], first["eager"])
 
 
 def test_processes_agree(both):

@@ -17,8 +17,8 @@ from modernllm.models.config import ModernLLMConfig
 from modernllm.models.convert import to_llama
 from modernllm.models.transformer import ModernDecoderLM
 from modernllm.training import checkpoint as checkpoints
-from modernllm.training import utilisation
-from modernllm.training.config import used_trackers
+from modernllm.training import out_of_memory, utilisation
+from modernllm.training.config import used_trackers, uses_bfloat16
 from modernllm.training.objectives import LanguageModelling, LossOutput, Objective
 from modernllm.training.schedule import SHAPES, learning_rate
 from modernllm.training.trainer import Trainer
@@ -130,6 +130,78 @@ def test_nan_loss(tmp_path):
         trainer.fit()  # step 7 was evaluated and the best so far
     good = checkpoints.load_latest(tmp_path)
     assert good.state["step"] == 7 and all(t.isfinite().all() for t in good.weights.values())
+
+
+def test_a_full_gpu_ends_training_with_one_line_and_an_intact_checkpoint(tmp_path, monkeypatch):
+    whole = make(checkpoint_every_steps=3)
+    whole.fit()
+
+    def full(self, model, batch):
+        if trainer.step == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more lines")
+        return loss(self, model, batch)
+
+    loss, trainer = TinyObjective.loss, make(tmp_path, checkpoint_every_steps=3)
+    with monkeypatch.context() as at_step_8:
+        at_step_8.setattr(TinyObjective, "loss", full)
+        with pytest.raises(RunFailed) as failed:
+            trainer.fit()
+    assert str(failed.value) == "out of memory after step 8; the last good checkpoint is of step 7"
+    resumed = make(tmp_path, checkpoint_every_steps=3)
+    resumed.fit()
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
+
+
+def test_the_report_of_a_full_gpu_names_need_and_the_largest_batch(monkeypatch):
+    class Full(LanguageModelling):
+        def loss(self, model, batch):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def report(objective=None, **changes):
+        model = ModernDecoderLM(ModernLLMConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+        batch = {name: torch.zeros(8, 12, dtype=torch.long) for name in ("input_ids", "targets")}
+        training = Trainer(model, objective or LanguageModelling(), [batch] * 2,
+                           config(max_steps=2, accumulation=1, precision="bf16", **changes), callbacks=())
+        with pytest.raises(RunFailed) as failed:
+            training.fit()
+        return str(failed.value)
+
+    monkeypatch.setattr(LanguageModelling, "loss", Full.loss)
+    need = {1: 10, 2: 20, 4: 41, 8: 90, 3: 30}
+    monkeypatch.setattr(out_of_memory, "step_memory", lambda config, size, *how: {"peak": need[size] * 2**20})
+    monkeypatch.setattr(out_of_memory, "memory_limit", lambda device: limit * 2**20)
+    words = "out of memory after step 0, with batches of 8 × 12 tokens; a step is predicted to need 90 MiB of "
+    for limit, rest in ((40, "; the largest batch that is predicted to fit has 3 rows"),
+                        (9, "; not even one row is predicted to fit"), (95, "")):
+        assert report() == f"{words}{limit}{rest}"
+    assert report(Full()) == report(optimizer="muon") == "out of memory after step 0"
+
+    def refused(*given):
+        raise InputError("not predicted")
+
+    monkeypatch.setattr(out_of_memory, "step_memory", refused)
+    assert report() == "out of memory after step 0, with batches of 8 × 12 tokens"
+
+
+def test_losses_that_wait_on_a_gpu_are_read_in_one_copy(monkeypatch):
+    whole = make(max_steps=8, log_every=4, evaluate=None).fit().history["train"]
+    trainer, copies, tolist, item = make(max_steps=8, log_every=4, evaluate=None), [], torch.Tensor.tolist, torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: copies.append("tolist") or tolist(self))
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: copies.append("item") or item(self))
+    unread = []
+    for step in range(1, 9):
+        unread.append(trainer._update(step, trainer.config.rate(step, 8), trainer.data.of_step(step)))
+    trainer._unread, trainer.step = unread, 8
+    copies.clear()
+    trainer._read_losses()
+    assert copies == ["tolist"] and trainer.history["train"] == whole and not trainer._unread
+
+
+@pytest.mark.parametrize("capability, expected", [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_without_bfloat16_units_trains_in_float32_unasked(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert uses_bfloat16("auto", torch.device("cuda")) == expected
+    assert uses_bfloat16("bf16", torch.device("cuda")) and not uses_bfloat16("fp32", torch.device("cuda"))
 
 
 def test_nan_evaluation():
