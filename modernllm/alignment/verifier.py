@@ -42,6 +42,10 @@ from ..training.objectives import Classification
 LABELS = ("wrong", "right")  # by label id
 
 
+def _on_device(model: nn.Module) -> nn.Module:
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def check_pairs(
     pairs: Sequence[tuple[str, str]],  # problem and solution
 ) -> None:
@@ -104,10 +108,7 @@ class Verifier:
         "The probability that the solution is right."
         return self.scores([(problem, answer)])[0]
 
-    def flops(
-        self,
-        pairs: Sequence[tuple[str, str]],  # problem and solution
-    ) -> list[float]:
+    def flops(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         "FLOPs of the forward pass that scores each solution."
         return [span_flops(self.model, 1, len(ids), 0) for ids in pair_ids(self.tokenizer, pairs, self.longest)]
 
@@ -125,10 +126,6 @@ class Verifier:
             raise InputError(f"verifier: {folder} is a {kind} model; needed: a classifier with the labels {', '.join(LABELS)}")
         model, tokenizer = load_pretrained(weights, "classification")
         return cls(_on_device(model.requires_grad_(False)), tokenizer)
-
-
-def _on_device(model: nn.Module) -> nn.Module:
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 # %% ../../nbs/54_alignment/verifier.ipynb #d1d9d4c4
 def new_verifier(

@@ -8,8 +8,6 @@ __all__ = ['limit_curve', 'limit_record']
 # %% ../../nbs/58_workflow/kill_limit.ipynb #7c55d3f3
 from collections.abc import Sequence
 
-import numpy as np
-
 from ..core.config import InputError
 from ..core.records import Curve, Record
 
@@ -19,6 +17,8 @@ def limit_curve(
     sigmas: float,
 ) -> Curve:
     "Mean plus `sigmas` sample standard deviations of curves that are linear between points, at the x of the first within all."
+    import numpy as np  # a tenth of a second, which a command that stops nothing need not wait for
+
     low, high = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
     x = [tokens for tokens in curves[0].x if low <= tokens <= high]
     if len(curves) < 2 or not x:

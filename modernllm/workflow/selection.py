@@ -157,6 +157,24 @@ def _record(run: RunSpec, title: str) -> Record:
         raise RunFailed(f"{title}: run {run.name} has no record{failed}")
     return load_record(path)
 
+# %% ../../nbs/58_workflow/selection.ipynb #91d2c7f2
+def _all_params(variant: Variant, profile: str, chosen: Callable[[str], dict]) -> dict:
+    "What a variant sets, and what it has picked."
+    taken = picked(variant.picks, chosen).values()
+    return {**{name: value for row in taken for name, value in row["params"].items()}, **own_params(variant, profile)}
+
+
+def _distinct(ranked: list[dict], made_from: dict[str, tuple]) -> list[dict]:
+    "A ranking without variants that are made as one ahead of them is: a model is no rival of itself."
+    made = [made_from[row["variant"]] for row in ranked]
+    return [row for i, row in enumerate(ranked) if made[i] not in made[:i]]
+
+
+def _join(kept: list[dict]) -> dict:
+    "Parameters of all kept variants; where two set the same one, the better variant's."
+    params = {name: value for pick in reversed(kept) for name, value in pick["params"].items()}
+    return {"variant": " + ".join(pick["variant"] for pick in kept) or "nothing", "params": params}
+
 # %% ../../nbs/58_workflow/selection.ipynb #91d2c7e3
 def select_variants(
     plan: Plan,
@@ -190,24 +208,6 @@ def select_variants(
         kept = {row["variant"] for row in judged if row["kept"]}
         content |= {"judged": judged, "kept": _join([pick for pick in picks if pick["variant"] in kept])}
     return content | (margin(rule, records, ranked) if rule.thin else {})
-
-
-def _all_params(variant: Variant, profile: str, chosen: Callable[[str], dict]) -> dict:
-    "What a variant sets, and what it has picked."
-    taken = picked(variant.picks, chosen).values()
-    return {**{name: value for row in taken for name, value in row["params"].items()}, **own_params(variant, profile)}
-
-
-def _distinct(ranked: list[dict], made_from: dict[str, tuple]) -> list[dict]:
-    "A ranking without variants that are made as one ahead of them is: a model is no rival of itself."
-    made = [made_from[row["variant"]] for row in ranked]
-    return [row for i, row in enumerate(ranked) if made[i] not in made[:i]]
-
-
-def _join(kept: list[dict]) -> dict:
-    "Parameters of all kept variants; where two set the same one, the better variant's."
-    params = {name: value for pick in reversed(kept) for name, value in pick["params"].items()}
-    return {"variant": " + ".join(pick["variant"] for pick in kept) or "nothing", "params": params}
 
 
 def write_selection(
