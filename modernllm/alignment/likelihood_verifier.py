@@ -18,7 +18,7 @@ from torch import nn
 
 from .judging import JudgedRows
 from .sampling import span_flops
-from .verifier import Verifier, check_pairs
+from .verifier import Verifier, check_solutions
 from ..core.config import InputError
 from ..core.evaluation_mode import evaluation_mode
 from ..core.project import atomic_write
@@ -31,7 +31,7 @@ from ..models.sources import load_pretrained, save_model
 # %% ../../nbs/54_alignment/likelihood_verifier.ipynb #2f9ed418
 def _encoded(model, tokenizer, pairs: Sequence[tuple[str, str]], instruction: str) -> list[tuple[list[int], list[int]]]:
     "Token ids of each pair as a conversation, and 1 at the tokens of the solution. A row that is too long loses its beginning."
-    check_pairs(pairs)
+    check_solutions(pairs)
     longest, rows = getattr(model.config, "max_position_embeddings", None), []
     for problem, solution in pairs:
         asked = "\n\n".join(filter(None, [instruction, problem.strip()]))

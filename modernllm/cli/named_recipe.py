@@ -13,7 +13,7 @@ from ..core.config import InputError, check_name
 from ..data.tokenizers import MOST
 from ..models.config import ModernLLMConfig
 from ..models.memory import step_memory
-from ..training.batch_find import memory_limit
+from ..training.out_of_memory import memory_limit
 
 NAMED: dict[str, dict] = {
     "max": {

@@ -25,7 +25,7 @@ from .student_training import StudentSettings
 from ..models.budget import model_flops
 from ..models.config import ModernLLMConfig
 from ..models.memory import LOSS_ROWS, step_memory
-from ..training.batch_find import memory_limit
+from ..training.out_of_memory import memory_limit
 from ..training.config import TrainConfig, uses_bfloat16
 from ..training.utilisation import matmul_limit
 
