@@ -230,6 +230,7 @@ def compiled_training(
     findings.check("guard", "reason" not in event, event.get("reason") or "the layers were compiled")
     if "reason" not in event:
         findings.metric("compile_seconds", event["compile_seconds"], unit="s", better="lower")
+        findings.metric("graph_replayed", float(event["graph"] == "replayed"), unit="0 or 1", better="higher")
         findings.metric("first_step", event["difference"], unit="relative difference", better="lower")
     eager, late = curves["eager"], [sum(losses[-20:]) / 20 for losses in curves.values()]
     steps_gap = max(abs(a - b) / a for a, b in zip(eager, curves["compiled"]))
@@ -238,7 +239,7 @@ def compiled_training(
         findings.metric(f"{what}_difference", gap, unit="relative difference", better="lower")
         words = f"{what}: compiled differs from eager by {gap:.2g}, allowed {allowed:g}"
         findings.check(f"{what}_difference", gap <= allowed, words)
-    told = event.get("reason") or "{layers} layers compiled in {compile_seconds:.1f} s".format(**event)
+    told = event.get("reason") or "{layers} layers compiled in {compile_seconds:.1f} s; CUDA graph: {graph}".format(**event)
     differ = f"largest difference of a step's loss {steps_gap:.1e}, of the mean of the last twenty {gaps['late'][0]:.1e}"
     findings.text("table", [*table, told, differ])
 

@@ -26,6 +26,8 @@ from ..core.config import InputError
 from ..core.seeding import seed_everything, step_seed
 from ..models.logprobs import chunk_loss, chunks_by
 from ..models.moe import Experts
+from .cuda_graphs import GraphedStep, forward_backward, not_replayable
+from .objectives import LossOutput
 from .parallel import repeated_layers
 
 # %% ../../nbs/30_training/compiling.ipynb #c0de0005
@@ -97,6 +99,7 @@ class CompiledLayers:
         self.calls = [(layer, made(layer._call_impl)) for layer in repeated_layers(model)]
         self.loss = compiled_loss() if next(model.parameters()).device.type in FUSES_LOSS else None
         self.shapes, self.told = _shapes(batch), False
+        self.graph: GraphedStep | None = None  # of forward and backward pass, where a GPU replays them
 
     @contextmanager
     def running(self, batch: dict) -> Iterator[None]:
@@ -118,16 +121,22 @@ class CompiledLayers:
             for layer, _ in self.calls:
                 layer._compiled_call_impl = None
 
+    def forward_backward(self, step: nn.Module, batch: dict) -> LossOutput:
+        "`cuda_graphs.forward_backward` by compiled code, and by the graph where that fits."
+        if self.graph is not None and self.graph.fits(batch):
+            return self.graph(batch)
+        with self.running(batch):
+            return forward_backward(step, batch)
+
 # %% ../../nbs/30_training/compiling.ipynb #c0de0018
 TOLERANCE = {True: 0.1, False: 1e-3}  # bfloat16 autocast or not: largest relative difference of loss and gradients
 
 
-def _loss_and_gradients(step: nn.Module, batch: dict, seed: int) -> tuple[float, dict[str, Tensor]]:
+def _loss_and_gradients(step: nn.Module, batch: dict, seed: int, run: Callable) -> tuple[float, dict[str, Tensor]]:
     "Of one batch; weights and buffers of the module stay as they are, without gradients."
     buffers = [(buffer, buffer.clone()) for buffer in step.buffers()]
     seed_everything(seed)
-    total = step(batch).total
-    total.backward()
+    total = run(step, batch).total
     gradients = {name: p.grad.cpu() for name, p in step.named_parameters() if p.grad is not None}
     step.zero_grad(set_to_none=True)
     with torch.no_grad():
@@ -171,17 +180,36 @@ def _guarded(trainer, step: nn.Module, batch: dict) -> tuple[CompiledLayers | No
     if why:
         return None, {"reason": why}
     layers, seed = CompiledLayers(step.model, batch), step_seed(trainer.config.seed, trainer.step + 1)
-    eager, start = _loss_and_gradients(step, batch, seed), time.perf_counter()
+    eager, start = _loss_and_gradients(step, batch, seed, forward_backward), time.perf_counter()
     try:
-        with layers.running(batch):
-            compiled = _loss_and_gradients(step, batch, seed)
+        compiled = _loss_and_gradients(step, batch, seed, layers.forward_backward)
     except Exception as error:  # whatever a compiler raises
         step.zero_grad(set_to_none=True)
         return None, {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     gap, seconds = largest_difference(eager, compiled), time.perf_counter() - start
     if gap > TOLERANCE[step.bf16]:
         return None, {"reason": f"loss or gradients of the first step differ by {gap:.2g} of their size"}
-    return layers, {"layers": len(layers.calls), "compile_seconds": seconds, "difference": gap}
+    why = _capture(trainer, layers, step, batch, seed, eager)
+    return layers, {"layers": len(layers.calls), "compile_seconds": seconds, "difference": gap, "graph": why or "replayed"}
+
+
+def _capture(trainer, layers: CompiledLayers, step: nn.Module, batch: dict, seed: int, eager: tuple) -> str:  # "": done
+    "Capture the pass of the compiled layers and compare its first replay; the reason where it is not replayed."
+    if why := not_replayable(step, batch, trainer.accelerator.num_processes):
+        return why
+    try:
+        graph = GraphedStep(step, batch, list(eager[1]), layers.running)
+        step.zero_grad(set_to_none=True)
+        for tensor in (*graph.batch.values(), graph.out.total):
+            tensor.zero_()  # what a replay does not read or compute must not pass for its result
+        gap = largest_difference(eager, _loss_and_gradients(step, batch, seed, lambda _, batch: graph(batch)))
+    except RuntimeError as error:  # such as an operation that cannot be captured
+        step.zero_grad(set_to_none=True)
+        return " ".join(str(error).split())[:200]
+    if gap > TOLERANCE[step.bf16]:
+        return f"loss or gradients of its first replay differ by {gap:.2g} of their size"
+    layers.graph = graph
+    return ""
 
 # %% ../../nbs/30_training/compiling.ipynb #c0de0035
 def _agreed(trainer) -> CompiledLayers | None:
@@ -195,6 +223,7 @@ def _agreed(trainer) -> CompiledLayers | None:
     trainer.log.event("compile", **report)
     if accelerator.is_main_process:
         done = "{layers} layers compiled in {compile_seconds:.0f} s; a step differs from an eager one by {difference:.1g}"
+        done += "; CUDA graph: {graph}"
         _say((done if layers else "training is not compiled: {reason}").format(**report))
     return layers
 

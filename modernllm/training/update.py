@@ -7,7 +7,7 @@ __all__ = ['TrainStep', 'move_batch', 'accumulate', 'normalise_gradients', 'Step
 
 # %% ../../nbs/30_training/update.ipynb #c3a4a81c
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core.seeding import seed_everything, step_seed
 from .compiling import CompiledLayers
+from .cuda_graphs import forward_backward
 from .config import TrainConfig
 from .muon import muon
 from .objectives import LossOutput, Objective
@@ -54,15 +55,14 @@ def accumulate(
     batches: Iterable[dict],  # micro-batches, read one at a time
     count: int,  # of them
     accelerator: Accelerator,
-    running: Callable[[dict], AbstractContextManager] = nullcontext,  # how a micro-batch is run, see `compiling`
+    run: Callable[[nn.Module, dict], LossOutput] = forward_backward,  # how a micro-batch is computed, see `compiling`
 ) -> tuple[list[str], Tensor]:  # names of the metrics; per micro-batch: loss, weight, metrics
     "Add up the gradients of the micro-batches."
     names, parts = [], []
     for number, batch in enumerate(batches, 1):
         batch = move_batch(batch, accelerator.device)
-        with nullcontext() if number == count else accelerator.no_sync(module), running(batch):
-            out = module(batch)
-            out.total.backward()
+        with nullcontext() if number == count else accelerator.no_sync(module):
+            out = run(module, batch)
         names = list(out.metrics)
         parts.append(torch.stack([torch.as_tensor(v, dtype=torch.float32, device=accelerator.device).detach()
                                   for v in (out.total, out.weight, *out.metrics.values())]))
@@ -121,7 +121,7 @@ class Update:
             group["lr"] = lr
         seed_everything(step_seed(config.seed, number) + accelerator.process_index)
         names, parts = accumulate(self._wrapped, batches, config.accumulation, accelerator,
-                                  self.compiled.running if self.compiled else nullcontext)
+                                  self.compiled.forward_backward if self.compiled else forward_backward)
         sums = accelerator.reduce(parts.sum(0), "sum")
         norm = normalise_gradients(self._parameters, sums[1], accelerator.num_processes, config.grad_clip)
         self.optimizer.step()
