@@ -21,6 +21,7 @@ from .sampling import span_flops
 from .verifier import Verifier, check_solutions
 from ..core.config import InputError
 from ..core.evaluation_mode import evaluation_mode
+from ..core.installation import default_device
 from ..core.project import atomic_write
 from ..data.chat_templates import chat_tokens
 from ..data.encoding import pad_rows
@@ -123,7 +124,7 @@ class LikelihoodVerifier:
         "A saved verifier, ready to score."
         stored = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
         model, tokenizer = load_pretrained(find_pretrained(str(folder)), "causal")
-        model = model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+        model = model.requires_grad_(False).to(default_device())
         return cls(model, tokenizer, tuple(stored["weights"][name] for name in FEATURES), stored["bias"], stored["instruction"])
 
 

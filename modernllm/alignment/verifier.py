@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .judging import JudgedRows
 from .sampling import span_flops
 from ..core.config import Config, InputError
+from ..core.installation import default_device
 from ..core.provenance import json_sha256
 from ..core.seeding import seed_everything
 from ..core.telemetry import Telemetry
@@ -43,7 +44,7 @@ LABELS = ("wrong", "right")  # by label id
 
 
 def _on_device(model: nn.Module) -> nn.Module:
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(default_device())
 
 
 def check_solutions(

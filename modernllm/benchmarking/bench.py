@@ -17,6 +17,7 @@ from functools import partial
 import torch
 
 from ..core.config import InputError, RunFailed, check_name
+from ..core.installation import default_device
 from ..core.telemetry import Telemetry
 from .peers import TRAIN_PEERS, llama_generate, llama_nats, train_peers
 from ..evaluation.perplexity import token_nats
@@ -77,7 +78,7 @@ def new_model(
     check_name("shape", shape, SHAPES)
     torch.manual_seed(0)
     model = ModernDecoderLM(ModernLLMConfig.checked(**SHAPES[shape], max_position_embeddings=context))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(default_device())
 
 # %% ../../nbs/46_benchmarking/bench.ipynb #1574e8a3
 def own_products(

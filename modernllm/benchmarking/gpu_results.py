@@ -26,6 +26,7 @@ from torch import Tensor
 from .bench import SHAPES, ZipfBatches
 from .sections import Findings
 from ..core.config import check_name
+from ..core.installation import default_device
 from ..core.telemetry import Telemetry
 from ..models.config import ModernLLMConfig
 from ..models.transformer import ModernDecoderLM
@@ -39,7 +40,7 @@ from ..training.update import TrainStep
 # %% ../../nbs/46_benchmarking/gpu_results.ipynb #e1a1ec3e
 def here() -> torch.device:
     "The GPU; in a rehearsal without one, the CPU."
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(default_device())
 
 # %% ../../nbs/46_benchmarking/gpu_results.ipynb #4fd9faed
 SMALL = {"vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 128,

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from ..alignment.conversations import read_conversations
@@ -27,6 +26,7 @@ from .chat import check_chat_template
 from .finetune_recipe import TuningRecipe
 from .recipe import by_owner
 from ..core.config import Config, InputError
+from ..core.installation import default_device
 from ..core.provenance import file_sha256
 from ..hf.adapters import LoraSettings, adapter_base, adapter_folder, add_lora, load_model, merge
 from ..hf.tasks import find_task, read_task
@@ -65,7 +65,7 @@ def _problems(asked: VerifyConfig, seed: int):
         raise InputError(f"data={asked.data}; allowed: gsm8k, word_problems, or a .jsonl file with question, answer and right")
     task, (model, tokenizer, _) = find_task(asked.data, "chat"), load_model(asked.sampler or asked.model, "causal")
     check_chat_template(asked.sampler or asked.model, tokenizer)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(default_device())
     rows = read_task(task, "train").sample(asked.train_rows)
     prompts = [write_prompt(tokenizer, task.template, row)[0] for row in rows.rows]
     settings = {"max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature, "seed": seed}
@@ -147,7 +147,7 @@ def start_model(
     recipe: AlignRecipe,
 ):  # (what the command's `train` takes: a model and its tokenizer, or a verifier; the model itself)
     "The model to be trained, with an adapter where the recipe asks for one."
-    asked, device = recipe.asked, "cuda" if torch.cuda.is_available() else "cpu"
+    asked, device = recipe.asked, default_device()
     lora = LoraSettings(r=asked.lora_r, alpha=2 * asked.lora_r, targets=asked.lora_targets) if asked.lora_r else None
     if recipe.command == "verify" and asked.kind == "classifier":
         verifier = new_verifier(recipe.weights, recipe.training.seed)

@@ -11,6 +11,7 @@ import sys
 import click
 
 from .app import examples
+from ..core.installation import default_device
 
 # %% ../../nbs/70_cli/chat.ipynb #c11c0005
 LONGEST_ANSWER = 256  # tokens
@@ -119,14 +120,13 @@ def chat(model, max_new_tokens, **settings):
 
     /reset begins anew, /undo takes the last turn back, /quit or Ctrl-D ends. Ctrl-C stops an answer, not the program. Where the
     conversation outgrows the model's context, its oldest turns are left out."""
-    import torch
 
     from modernllm.alignment.chat import Chat
     from modernllm.hf.adapters import load_model
     loaded, tokenizer, weights = load_model(model, "causal")
     check_chat_template(model, tokenizer)
     settings["max_new_tokens"] = answer_limit(loaded, max_new_tokens)
-    conversation = Chat(loaded.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, **settings)
+    conversation = Chat(loaded.to(default_device()), tokenizer, **settings)
     terminal = sys.stdin.isatty()
     if terminal:
         import contextlib

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from .app import examples, takes_settings
+from ..core.installation import default_device
 
 # %% ../../nbs/70_cli/distill.ipynb #3a16b404
 def teacher_of(
@@ -26,7 +27,7 @@ def teacher_of(
     from modernllm.distill.teachers import recorded_teacher
     from modernllm.models.sources import load_pretrained
     from modernllm.training.config import uses_bfloat16
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
 
     def load():
         return load_pretrained(recipe.weights)[0].to(device)
@@ -42,7 +43,6 @@ def fit_recording(
     out: Path,
 ):  # a `Recording`
     "Run the teacher over the training text and keep what it says."
-    import torch
 
     from modernllm.data.corpus import load_corpus
     from modernllm.distill.recording import record_teacher
@@ -51,7 +51,7 @@ def fit_recording(
     from modernllm.models.sources import load_pretrained
     from modernllm.training.config import uses_bfloat16
     asked, (model, tokenizer) = recipe.asked, load_pretrained(recipe.weights)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(default_device())
     corpus = load_corpus(asked.data, tokenizer=tokenizer, limit_documents=asked.limit_documents)
     rows = StudentSettings(context=asked.context, separate_documents=asked.separate_documents).blocks(corpus.train, 0)
     return record_teacher(out, OnlineTeacher(model, recipe.signal), rows, tokenizer, dtype=asked.dtype,

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from .app import examples, takes_settings
+from ..core.installation import default_device
 
 # %% ../../nbs/70_cli/finetune.ipynb #429994f2
 def fit_task(
@@ -146,7 +147,6 @@ def evaluate_tasks(
     out: Path | None,  # None: below runs/evaluate
 ) -> None:
     "Print the metrics of a model on tasks and write every prediction."
-    import torch
 
     from modernllm.core.project import settings
     from modernllm.core.provenance import json_sha256
@@ -161,7 +161,7 @@ def evaluate_tasks(
     if shots and split in ("train", "all"):
         raise click.UsageError(f"--shots are drawn from the training rows, which --split {split} measures")
     loaded, tokenizer, weights = load_model(model)
-    loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = loaded.to(default_device())
     key = json_sha256([model, names, split, rows, shots, seed, form, calibrate])[:8]
     out = out or settings().runs / "evaluate" / key
     for task in tasks:

@@ -12,6 +12,7 @@ import click
 
 from .app import examples
 from .train import MODEL
+from ..core.installation import default_device
 
 # %% ../../nbs/70_cli/profile.ipynb #9fc9dec4
 @click.command(short_help="Measure latency, tokens a second and peak memory at batch 1.", epilog=examples(
@@ -34,13 +35,12 @@ def profile(model, threads, prompts, new_tokens, rounds, out):
     from modernllm.core.seeding import set_threads
     if threads:
         set_threads(threads)
-    import torch
 
     from modernllm.benchmarking.latency import profile_model
     from modernllm.core.project import atomic_write
     from modernllm.hf.adapters import load_model
     loaded, tokenizer, weights = load_model(model, "causal")
-    loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = loaded.to(default_device())
     click.echo("measuring; other work on this machine moves the numbers", err=True)
     found = profile_model(loaded, tokenizer, prompts, new_tokens, rounds)
     click.echo(f"{weights.name}: {found}")

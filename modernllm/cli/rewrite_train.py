@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .app import examples, takes_settings
+from ..core.installation import default_device
 
 # %% ../../nbs/70_cli/rewrite_train.ipynb #f6d80004
 def score_folder(
@@ -29,9 +30,8 @@ def score_folder(
     from modernllm.hf.task_training import encode_for, objective_of
     from modernllm.hf.tasks import read_task
     from modernllm.training.config import uses_bfloat16
-    import torch
     model, tokenizer, _ = load_model(out)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = model.to(default_device()).eval()
     rows = read_task(recipe.task, "test").sample(test_rows)
     rough = uses_bfloat16(recipe.training.precision, next(model.parameters()).device)
     scores = evaluate_task(model, tokenizer, recipe.task, rows, precision="bf16" if rough else "fp32")

@@ -14,6 +14,7 @@ import click
 from .app import examples
 from .chat import LONGEST_ANSWER, answer_limit
 from .train import MODEL
+from ..core.installation import default_device
 
 # %% ../../nbs/70_cli/solve.ipynb #dda41d50
 class Drawn(NamedTuple):
@@ -137,11 +138,10 @@ def solve(model, problem, samples, verifier, threshold, budget, instruction, max
     if sampling["temperature"] == 0 and samples > 1:
         raise InputError(f"--temperature 0 gives {samples} equal answers; allowed: --samples 1, or a temperature above 0")
     check_threshold(threshold or 0)
-    import torch
 
     from modernllm.hf.adapters import load_model
     loaded, tokenizer, _ = load_model(model, "causal")
-    loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = loaded.to(default_device())
     sampling["max_new_tokens"] = answer_limit(loaded, max_new_tokens)
     judge = None
     if verifier:

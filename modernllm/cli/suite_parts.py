@@ -22,6 +22,7 @@ from ..alignment.preference_datasets import PreferenceRows, arithmetic_preferenc
 from ..alignment.preference_encoding import encode_preferences
 from ..alignment.sft import SFTSettings, evaluate_sft
 from ..core.config import InputError
+from ..core.installation import default_device
 from ..data.corpus import token_split
 from ..data.sources import SplitOrigin, load
 from ..evaluation.analysis import Example, categorise, count_categories, count_kinds, preference_example
@@ -82,7 +83,7 @@ def read_subject(
     model, tokenizer, weights = load_model(name)
     if (kind := model_kind(model)) != "causal":
         raise InputError(f"suite: {name} is a {kind} model; needed: a causal one")
-    return Subject(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, weights, rows, form)
+    return Subject(model.to(default_device()), tokenizer, weights, rows, form)
 
 # %% ../../nbs/70_cli/suite_parts.ipynb #34045d43
 def text_scores(subject: Subject, name: str, split: str, share: float) -> Found:

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from .app import examples, takes_settings
+from ..core.installation import default_device
 
 # %% ../../nbs/70_cli/train.ipynb #f920f1f4
 def saved_settings(
@@ -55,7 +56,6 @@ def prepare(
     recipe,  # a `Recipe`
 ):  # (corpus, a function that makes the model anew, a function that makes batches)
     "Read the data, and say how model and batches are made of it."
-    import torch
 
     from modernllm.models.sources import load_pretrained
     from modernllm.data.corpus import LMBatches, load_corpus
@@ -75,7 +75,7 @@ def prepare(
 
     def make_model():
         if data.init:
-            model = load_pretrained(data.init)[0].to("cuda" if torch.cuda.is_available() else "cpu")
+            model = load_pretrained(data.init)[0].to(default_device())
         else:
             model = new_decoder(corpus, context=context, seed=seed, **given)
         if data.checkpointing:

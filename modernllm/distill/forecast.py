@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..core.config import InputError, check_name
+from ..core.installation import default_device
 from ..core.project import settings as project_settings
 from .distillation import Distillation, DistillationSettings
 from .packed_logits import packed_size
@@ -68,7 +69,7 @@ def find_machine(
         own = bool(os.environ.get("MODERNLLM_GPU_HOUR_PRICE"))
         usd, price = (here.gpu_hour_price, per_card) if own else (usual, typical)
         return Machine(name, "cuda", gib * GIB, rate, "as its maker says", usd, price)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     rate = matmul_limit(device, torch.bfloat16 if uses_bfloat16("auto", device) else torch.float32)
     memory, origin = memory_limit(device), "as a product of large matrices has just reached"
     if device.type == "cuda":

@@ -8,11 +8,11 @@ __all__ = ['SHORT', 'is_shape', 'shape_fields', 'student_config', 'new_student',
 # %% ../../nbs/53_distill/student.ipynb #1acb1e27
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..core.config import Config, InputError, did_you_mean
+from ..core.installation import default_device
 from ..core.seeding import seed_everything
 from ..data.tokenizers import tokenizer_hash
 from ..models.config import ModernLLMConfig, own_fields
@@ -92,7 +92,7 @@ def new_student(
                              f"teacher, of {len(tokenizer):,}; allowed: a model with the teacher's tokenizer, or a shape such as "
                              "'layers=10 hidden=384', which gets it")
         check_context("student", model.config, context)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(default_device())
 
 
 def check_context(

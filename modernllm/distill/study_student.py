@@ -6,9 +6,9 @@
 __all__ = ['read_teacher', 'keep_recording', 'training_work', 'matched_tokens', 'tune_student']
 
 # %% ../../nbs/53_distill/study_student.ipynb #a5f0b0d5
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core.installation import default_device
 from ..core.runs import Run
 from ..data.corpus import Corpus
 from .distillation import DistillationSettings
@@ -33,7 +33,7 @@ def read_teacher(
     "The teacher of a run with its tokenizer, entered into the record."
     weights = read_weights(run, name) if name else find_pretrained(str(run.input("teacher")))
     model, tokenizer = load_pretrained(weights)
-    return weights, model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return weights, model.to(default_device()), tokenizer
 
 # %% ../../nbs/53_distill/study_student.ipynb #6d13575a
 def keep_recording(

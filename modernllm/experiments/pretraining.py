@@ -9,8 +9,8 @@ __all__ = ['new_decoder', 'pretrain', 'evaluate_perplexity']
 from collections.abc import Sequence
 
 import pandas as pd
-import torch
 
+from ..core.installation import default_device
 from ..core.runs import Run
 from ..core.seeding import seed_everything
 from ..data.corpus import Corpus, LMBatches, token_split
@@ -35,7 +35,7 @@ def new_decoder(
     ids = {f"{kind}_token_id": getattr(corpus.tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
     config = ModernLLMConfig.checked(vocab_size=corpus.vocab_size, max_position_embeddings=context, **ids, **fields)
     seed_everything(seed)
-    return ModernDecoderLM(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    return ModernDecoderLM(config).to(default_device())
 
 # %% ../../nbs/45_experiments/pretraining.ipynb #8b48525e
 def pretrain(

@@ -8,10 +8,10 @@ __all__ = ['SENTINELS', 'HEAD', 'new_t5', 'span_config', 'train_on_spans', 'pret
 # %% ../../nbs/45_experiments/span_pretraining.ipynb #5ba40004
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from ..core.config import InputError
+from ..core.installation import default_device
 from ..core.runs import Run
 from ..core.seeding import seed_everything
 from ..core.telemetry import Telemetry
@@ -43,7 +43,7 @@ def new_t5(
     config = T5Config(vocab_size=len(tokenizer), dropout_rate=0.0, pad_token_id=pad, decoder_start_token_id=pad,
                       eos_token_id=tokenizer.eos_token_id, **shape | given)
     seed_everything(seed)
-    return T5ForConditionalGeneration(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    return T5ForConditionalGeneration(config).to(default_device())
 
 
 def span_config(

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from ..core.config import Config, InputError
+from ..core.installation import default_device
 from ..core.seeding import seed_everything
 from ..core.telemetry import Telemetry
 from ..data.encoding import EncodedRows, encode_classification, encode_prompted, encode_seq2seq, pad_id
@@ -82,7 +83,7 @@ def prepare_model(
         settings = LoraSettings.make(r=tuning.lora_r, alpha=tuning.lora_alpha or 2 * tuning.lora_r, dropout=tuning.lora_dropout,
                                      targets=tuning.lora_targets)
         model = add_lora(model, settings, _PEFT_KINDS[kind])
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model.to(default_device()), tokenizer
 
 
 def trained_share(

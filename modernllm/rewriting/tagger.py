@@ -20,6 +20,7 @@ from transformers import ModernBertConfig, ModernBertForTokenClassification
 
 from ..core.config import InputError
 from ..core.evaluation_mode import evaluation_mode
+from ..core.installation import default_device
 from ..core.provenance import json_sha256
 from ..core.seeding import seed_everything
 from ..core.telemetry import Telemetry
@@ -193,7 +194,7 @@ def new_tagger(
         id2label={0: "other", 1: "needed"}, label2id={"other": 0, "needed": 1})
     config.threshold = 0.5
     seed_everything(seed)
-    return Tagger(ModernBertForTokenClassification(config).to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+    return Tagger(ModernBertForTokenClassification(config).to(default_device()), tokenizer)
 
 # %% ../../nbs/56_rewriting/tagger.ipynb #eab68eb2
 def f1_by_threshold(

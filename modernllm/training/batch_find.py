@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..core.config import InputError, RunFailed
+from ..core.installation import default_device
 from ..core.telemetry import peak_memory_mb, restart_peak
 from ..models.config import ModernLLMConfig
 from ..models.kernels import MAX_KERNEL_LENGTH
@@ -118,7 +119,7 @@ def batch_find(
     if most < 1 or steps < 2 or limit is not None and limit < 1:
         raise InputError("batch_find: most is at least 1, steps at least 2 and a limit positive; "
                          f"given: {most}, {steps} and {limit}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     limit, held = limit or memory_limit(device), _reset_peak(device)
     length = {"max_steps": steps, "max_tokens": None, "max_epochs": None}
     own = {**length, "log_every": 1, "checkpoint_every_minutes": 0, "compile": "off"}
