@@ -203,9 +203,9 @@ def _capture(trainer, layers: CompiledLayers, step: nn.Module, batch: dict, seed
         for tensor in (*graph.batch.values(), graph.out.total):
             tensor.zero_()  # what a replay does not read or compute must not pass for its result
         gap = largest_difference(eager, _loss_and_gradients(step, batch, seed, lambda _, batch: graph(batch)))
-    except RuntimeError as error:  # such as an operation that cannot be captured
+    except Exception as error:  # whatever a capture raises
         step.zero_grad(set_to_none=True)
-        return " ".join(str(error).split())[:200]
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if gap > TOLERANCE[step.bf16]:
         return f"loss or gradients of its first replay differ by {gap:.2g} of their size"
     layers.graph = graph

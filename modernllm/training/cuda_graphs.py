@@ -6,6 +6,7 @@
 __all__ = ['DEVICES', 'LARGEST', 'not_replayable', 'forward_backward', 'capture', 'GraphedStep']
 
 # %% ../../nbs/30_training/cuda_graphs.ipynb #c09a0004
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -38,11 +39,14 @@ def not_replayable(
         return f"{type(step.objective).__name__} of {type(model).__name__} may decide from batch to batch"
     with evaluation_mode(model):
         plain = is_unmodified(model, OWN_MODULES)
-    if not plain or model.is_gradient_checkpointing or any(isinstance(module, Experts) for module in model.modules()):
+    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if not plain or recomputes or any(isinstance(module, Experts) for module in model.modules()):
         return "the model is modified, has experts or computes activations again"
     if model.num_parameters() > LARGEST:
         return f"it has more than {LARGEST:,} parameters"
-    return "" if all(isinstance(value, Tensor) for value in batch.values()) else "its batches hold more than tensors"
+    if not all(isinstance(value, Tensor) for value in batch.values()) or "attention_mask" in batch:
+        return "its batches have a mask, whose content decides, or hold more than tensors"
+    return ""
 
 # %% ../../nbs/30_training/cuda_graphs.ipynb #c09a0009
 def forward_backward(step: nn.Module, batch: dict) -> LossOutput:  # step: TrainStep, or its DDP wrapper
@@ -60,12 +64,26 @@ def capture(
     current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     side.wait_stream(current)
     with torch.cuda.stream(side):
-        for _ in range(2):
+        compute()
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
             compute()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
     current.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # other threads may use the GPU
-        out = compute()
+    gc.collect()  # what an old pass holds would be bound to its stream
+    free, total = torch.cuda.mem_get_info(device)
+    if free < total / 2:
+        raise RuntimeError("less than half of the GPU's memory is free")
+    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
+    state = generator.clone_state()
+    try:  # capture_error_mode: other threads may use the GPU
+        with torch.cuda.stream(current), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            out = compute()
+    except Exception:
+        generator.graphsafe_set_state(state)
+        raise
     return graph.replay, out
 
 # %% ../../nbs/30_training/cuda_graphs.ipynb #c09a0011
@@ -82,13 +100,14 @@ class GraphedStep:
         self.step, self.batch = step, {name: value.clone() for name, value in batch.items()}
         parameters = dict(step.named_parameters())
         self.gradients = [(parameters[name], torch.zeros_like(parameters[name])) for name in trained]
-        self.addresses = self._addresses()
+        self.state = self._state()
         self._attach()
         with running(batch):
             self.replay, self.out = capture(self._compute, next(step.parameters()).device)
 
-    def _addresses(self) -> list[tuple]:
-        return [(tensor.data_ptr(), tensor.dtype) for tensor in (*self.step.parameters(), *self.step.buffers())]
+    def _state(self) -> list:
+        tensors = (*self.step.parameters(), *self.step.buffers())
+        return [self.step.training, *((tensor.data_ptr(), tensor.dtype, tensor.requires_grad) for tensor in tensors)]
 
     def _attach(self):
         "Make the buffers the gradients of the parameters, with what these have added up so far."
@@ -110,7 +129,7 @@ class GraphedStep:
         "Whether the graph computes this batch."
         same = batch.keys() == self.batch.keys() and all(
             (value.shape, value.dtype) == (self.batch[name].shape, self.batch[name].dtype) for name, value in batch.items())
-        return same and self.addresses == self._addresses()
+        return same and self.state == self._state()
 
     def __call__(
         self,

@@ -130,5 +130,7 @@ class Update:
 
     def finish(self) -> None:
         "Copy the weights of a sharded copy back to the original modules, which take its place."
+        if self.compiled:
+            self.compiled.graph = None  # and its memory
         copy_weights_back(self._original, self.step)
         self.step = self._original

@@ -120,7 +120,7 @@ def not_permitted(compute, device):
     "stand_in, words",
     [
         (stale_batch, "loss or gradients of its first replay differ by "),
-        (not_permitted, "operation not permitted when stream is capturing at line 3"),
+        (not_permitted, "RuntimeError: operation not permitted when stream is capturing at line 3"),
     ],
 )
 def test_a_wrong_or_failing_capture_leaves_compiled_training_as_it_is(monkeypatch, capsys, stand_in, words):
@@ -165,6 +165,10 @@ def test_what_may_decide_from_batch_to_batch_is_not_captured(monkeypatch):
         "Scheduled"
     )
     assert why(processes=2) == "gradients are reduced over processes"
-    assert why(batch=ShuffledBatches()[0] | {"step": 3}) == "its batches hold more than tensors"
+    assert (
+        why(batch=ShuffledBatches()[0] | {"step": 3})
+        == "its batches have a mask, whose content decides, or hold more than tensors"
+    )
+    assert why(batch=ShuffledBatches()[0] | {"attention_mask": torch.ones(4, 12)}).startswith("its batches have a mask")
     monkeypatch.setattr(cuda_graphs, "LARGEST", 10)
     assert why() == "it has more than 10 parameters"
