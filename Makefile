@@ -2,6 +2,7 @@
 PROFILE ?= smoke
 STUDY   ?=
 JOBS    ?= 2
+SHARE   ?= 1
 DATA    ?= wikitext2
 VOCAB   ?= 16000
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
@@ -19,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install models data reproduce pipeline allocation plan test lab docs paper slides sync lock clean
 
 help: ## this list
-	@echo "make TARGET [PROFILE=smoke|cpu|gpu] [STUDY=name] [JOBS=2] [DATA=wikitext2] [VOCAB=16000]"
+	@echo "make TARGET [PROFILE=smoke|cpu|gpu] [STUDY=name] [JOBS=2] [SHARE=1] [DATA=wikitext2] [VOCAB=16000]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with everything in it, at the versions of constraints.txt
@@ -47,14 +48,14 @@ data: $(STAMP) ## fetch the data set DATA and train its tokenizer of VOCAB token
 	@$(RUN) data tokenizer $(DATA) --vocab-size $(VOCAB)
 
 reproduce: $(STAMP) ## run the studies of PROFILE (or one STUDY) and build paper and slides from their records
-	@$(RUN) study run $(STUDY) --profile $(PROFILE) --jobs $(JOBS) --report
+	@$(RUN) study run $(STUDY) --profile $(PROFILE) --jobs $(JOBS) --share-gpu $(SHARE) --report
 
 pipeline: $(STAMP) ## pre-training, SFT, DPO, verifier and all evaluations as one graph of runs, and what each step gains
-	@$(RUN) study run alignment --profile $(PROFILE) --jobs $(JOBS)
+	@$(RUN) study run alignment --profile $(PROFILE) --jobs $(JOBS) --share-gpu $(SHARE)
 	@cat data/results/$(PROFILE)/alignment-steps.md
 
 allocation: $(STAMP) ## rank how a parameter budget is spent, train what the rules promote, and write decision notes and results
-	@$(RUN) study run allocation --profile $(PROFILE) --jobs $(JOBS)
+	@$(RUN) study run allocation --profile $(PROFILE) --jobs $(JOBS) --share-gpu $(SHARE)
 	@cat data/results/$(PROFILE)/allocation-verdict.md
 
 plan: $(STAMP) ## show what `make reproduce` would run, and why

@@ -51,10 +51,11 @@ def list_():
 def status(studies, profile):
     "Print what would run and why: new, changed parameter, changed code, changed data, changed input."
     names = checked(studies, profile)
+    from modernllm.workflow.gpu_minutes import gpu_minutes
     from modernllm.workflow.graph import budget
     from modernllm.workflow.graph import status as states
     rows = states(names, profile)
-    for line in [*map(str, rows), *budget(names, profile)]:
+    for line in [*map(str, rows), *budget(names, profile), *(gpu_minutes(names) if profile == "gpu" else [])]:
         click.echo(line)
     click.echo(f"{sum(row.stale for row in rows)} of {len(rows)} runs of profile {profile} would run")
 
@@ -63,19 +64,21 @@ def status(studies, profile):
     "modernllm study run --profile smoke",
     "modernllm study run lm_baselines --profile cpu --jobs 2",
     "modernllm study run lm_baselines --keep-going    go on with other runs when one fails",
+    "modernllm study run allocation --profile gpu --jobs 16 --share-gpu 16    small runs side by side on one GPU",
     "modernllm study run --report    then render paper and slides",
     "modernllm study run lm_baselines --bucket /bucket    on a machine that may be taken away, see infra/",
 ))
 @STUDIES
 @PROFILE
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="How many cores to use at once.")
+@click.option("--share-gpu", default=1, show_default=True, type=click.IntRange(1), help="How many runs use the GPU at once.")
 @click.option("--keep-going", is_flag=True, help="Go on with independent runs when one fails.")
 @click.option("--bucket", type=click.Path(file_okay=False, path_type=Path),
               help="Folder that outlives this machine: go on from the runs in it, and copy them there as they grow.")
 @click.option("--copy-every", default=60.0, show_default=True, help="Seconds between two copies into the bucket.")
 @click.option("--report", is_flag=True, help="Then render paper and slides, as `modernllm report build` does.")
 @click.pass_context
-def run(context, studies, profile, jobs, keep_going, bucket, copy_every, report):
+def run(context, studies, profile, jobs, share_gpu, keep_going, bucket, copy_every, report):
     "Run what is stale, then the summaries. Running it again does nothing."
     names = checked(studies, profile)
     from modernllm.core.project import settings
@@ -83,7 +86,7 @@ def run(context, studies, profile, jobs, keep_going, bucket, copy_every, report)
     from modernllm.workflow.bucket import kept_in
     kept = kept_in(bucket.absolute() / profile, settings().runs / profile, copy_every, click.echo) if bucket else nullcontext()
     with kept:
-        batch.run_studies(names, profile, jobs=jobs, keep_going=keep_going)
+        batch.run_studies(names, profile, jobs=jobs, share_gpu=share_gpu, keep_going=keep_going)
     if report:  # in this process, which has read the code of all studies
         from .report import build
         context.invoke(build, profile=profile)

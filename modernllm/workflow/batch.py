@@ -63,13 +63,14 @@ def _snakemake(
     targets: list[str],  # files, from the profile's folder
     jobs: int,
     threads: int,  # of the widest run
+    share_gpu: int,  # runs at once
     keep_going: bool,
     held: int,  # the lock
     log,  # open file for what Snakemake says
 ) -> subprocess.Popen:
     here = settings()
     # Here, cores are what is scarce, and one GPU. On a cluster its profile says what there is.
-    limits = ["--cores", str(max(jobs, threads)), "--resources", "gpu=1"]
+    limits = ["--cores", str(max(jobs, threads)), "--resources", f"gpu={share_gpu}"]
     if os.environ.get("SNAKEMAKE_PROFILE"):
         limits = ["--jobs", str(jobs)]
     command = [
@@ -189,6 +190,7 @@ def run_studies(
     studies: list[str] | None,  # None: all that have this profile
     profile: str,
     jobs: int = 1,  # cores to use at once; a run that needs more threads is run alone
+    share_gpu: int = 1,  # runs on the GPU at once
     keep_going: bool = False,  # go on with independent runs when one fails
     summaries_only: bool = False,  # start no run: what a fresh clone with records can do
     say: Callable[[str], None] = partial(print, flush=True),
@@ -215,7 +217,7 @@ def run_studies(
         threads = max((node["threads"] for node in json.loads((base / "graph.json").read_text())["runs"].values()), default=1)
         progress = _Progress(steps, say)
         with open(base / "snakemake.log", "wb") as log:
-            process = _snakemake(profile, targets, jobs, threads, keep_going, held, log)
+            process = _snakemake(profile, targets, jobs, threads, share_gpu, keep_going, held, log)
             try:
                 while process.poll() is None:
                     progress.look()

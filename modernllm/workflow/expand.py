@@ -193,11 +193,11 @@ def expand(
 # %% ../../nbs/58_workflow/expand.ipynb #52bb18bb
 def estimate(
     runs: list[RunSpec],
-) -> dict:  # cpu_hours (core-hours), gpu_hours, unknown: how many runs have no estimate
+) -> dict:  # cpu_hours (core-hours of runs without a GPU), gpu_hours, unknown: how many runs have no estimate
     "Estimated cost of runs."
     known = [run for run in runs if run.hours]
     return {
-        "cpu_hours": sum(run.hours * run.threads for run in known),
+        "cpu_hours": sum(run.hours * run.threads for run in known if not run.gpus),
         "gpu_hours": sum(run.hours * run.gpus for run in known),
         "unknown": len(runs) - len(known),
     }

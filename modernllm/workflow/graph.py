@@ -192,7 +192,7 @@ def budget(
             costs = [records[name].cost for name in mine if name in records]
             spent = sum(getattr(cost, f"useful_{unit}") + getattr(cost, f"lost_{unit}") for cost in costs)
             left = estimate([run for name, run in mine.items() if name not in records and run.variant not in left_out])
-            if limit is not None and (device == "cpu" or profile == "gpu"):
+            if limit is not None and device == ("gpu" if profile == "gpu" else "cpu"):
                 line = f"{study}: {spent:.3g} of {limit:g} {unit} spent, about {left[unit]:.3g} to come"
                 line += f" and {left['unknown']} runs without an estimate" if left["unknown"] else ""
                 lines.append(line + ("; over the budget" if spent > limit else ""))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modernllm.workflow import execute, graph
+from modernllm.workflow import batch, execute, graph
 from modernllm.workflow.batch import run_studies as run_batch
 from modernllm.core.config import InputError, RunFailed
 from modernllm.core.project import settings
@@ -346,3 +346,17 @@ def test_a_step_without_a_spec_and_a_batch_without_snakefile(lab, capsys):
     assert execute.step("run", str(settings().runs / "smoke/tiny/base/s7")) == 2
     with pytest.raises(RunFailed, match="Snakemake ended with status"):
         run_batch(["tiny"], "smoke", say=lambda line: None)
+
+
+@pytest.mark.parametrize("share", [1, 16])
+def test_as_many_runs_use_the_gpu_at_once_as_asked(lab, monkeypatch, share):
+    class Started(Exception):
+        pass
+
+    def start(command, **given):
+        assert f"gpu={share}" in command[command.index("--resources") :]
+        raise Started
+
+    monkeypatch.setattr(batch.subprocess, "Popen", start)
+    with pytest.raises(Started):
+        run_batch(["tiny"], "smoke", jobs=16, **({} if share == 1 else {"share_gpu": share}), say=lambda line: None)

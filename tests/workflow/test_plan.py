@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from modernllm.core.config import InputError
 from modernllm.workflow.expand import estimate, expand
+from modernllm.workflow.gpu_minutes import LEASE, minutes_of
 from modernllm.core.parameters import GIVEN, notebook_parameters
 from modernllm.workflow.plan import load_plan, studies
 from modernllm.workflow.schema import Plan, cell_name, cells
@@ -200,6 +201,12 @@ def test_the_committed_plans_are_valid(root, monkeypatch):
         for name in studies():
             plan = load_plan(name)
             assert {profile: expand(plan, profile) for profile in plan.profiles}
+
+
+def test_gpu_profiles_of_the_committed_plans_fit_a_lease(root, monkeypatch):
+    monkeypatch.setenv("MODERNLLM_STUDIES", str(root / "nbs/studies"))
+    found = {name: minutes_of(name) for name in studies() if "gpu" in load_plan(name).profiles}
+    assert len(found) > 20 and not {name: minutes for name, minutes in found.items() if minutes is None or minutes > LEASE}
 
 
 def test_a_given_name_cannot_be_set_by_the_plan(study):
