@@ -175,12 +175,25 @@ def test_the_report_of_a_full_gpu_names_need_and_the_largest_batch(monkeypatch):
                         (9, "; not even one row is predicted to fit"), (95, "")):
         assert report() == f"{words}{limit}{rest}"
     assert report(Full()) == report(optimizer="muon") == "out of memory after step 0"
+    with monkeypatch.context() as shared:
+        shared.setattr(out_of_memory, "held_by_others", lambda device: 3 * 2**30)
+        assert report(Full()) == "out of memory after step 0; other processes hold 3,072 MiB of the GPU"
 
     def refused(*given):
         raise InputError("not predicted")
 
     monkeypatch.setattr(out_of_memory, "step_memory", refused)
     assert report() == "out of memory after step 0, with batches of 8 × 12 tokens"
+
+
+def test_of_two_trainings_on_one_gpu_each_has_what_the_other_leaves(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 15 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
+    assert out_of_memory.memory_limit(gpu) == 35 * 2**30 and out_of_memory.held_by_others(gpu) == 44 * 2**30
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60 * 2**30)
+    assert out_of_memory.held_by_others(gpu) == 0 == out_of_memory.held_by_others(torch.device("cpu"))
 
 
 def test_losses_that_wait_on_a_gpu_are_read_in_one_copy(monkeypatch):
