@@ -42,7 +42,7 @@ def notice(
     return "embedded text stands in for a data set" if embedded else ""
 
 # %% ../../nbs/60_reporting/variables.ipynb #79ba7ff4
-RESERVED = ("title", "question", "data", "commit", "command", "runs", "best", "lead", "lowest", "highest", "total",
+RESERVED = ("title", "question", "data", "commit", "command", "runs", "leader", "lead", "lowest", "highest", "total",
             "items", "hours", "verdict")
 
 
@@ -88,7 +88,7 @@ def of_study(
     values = {
         "data": data_read(records), "commit": escape(" ".join(sorted({short_commit(record) for record in records}))),
         "command": escape(records[0].command), "runs": number(len(records)),
-        "best": {key(metric): escape(variant) for metric, (variant, _) in leaders.items()},
+        "leader": {key(metric): escape(variant) for metric, (variant, _) in leaders.items()},
         "lead": {key(metric): share(distance) for metric, (_, distance) in leaders.items()},
         **({"verdict": said} if (said := conclusion(records[0].profile, records[0].study)) else {}),
         "items": {key(metric): number(int(count)) for metric, count in items.items()},

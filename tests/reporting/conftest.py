@@ -57,7 +57,7 @@ As @knuth1984literate say, the rate is 0.1, see @eq-a.
 :::
 """
 SECTION = """
-`{{< var example.best.test_loss >}}` is best, see @tbl-example-test, @fig-loss and @sec-methods.
+`{{< var example.leader.test_loss >}}` is best, see @tbl-example-test, @fig-loss and @sec-methods.
 
 ::: {.wide}
 

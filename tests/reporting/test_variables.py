@@ -11,7 +11,7 @@ def test_names_by_rule(smoke):
     flat = flatten(collect("smoke"))
     assert flat["example.small.test_loss"] == "4.307 ± 0.013"
     assert flat["example.small.params.max_tokens"] == "100,000" and flat["example.small.n"] == "4"
-    assert flat["example.best.test_loss"] == "medium" and flat["example.lead.test_loss"] == "7.0 %"
+    assert flat["example.leader.test_loss"] == "medium" and flat["example.lead.test_loss"] == "7.0 %"
     assert flat["example.title"] == "An example" and flat["example.data"] == "invented \\(generated; invented for examples\\)"
     assert flat["example.items.test_loss"] == "8,000" and flat["example.hours"] == "0.24"  # of 8 runs
     assert flat["profile"] == "smoke" and flat["commits"] == "0000000" and "not a result" in flat["notice"]
@@ -20,13 +20,13 @@ def test_names_by_rule(smoke):
 
 def test_a_single_run_has_no_spread():
     values = of_study(example_records()[:1])
-    assert values["small"]["test_loss"] == "4.292" and values["best"] == {}
+    assert values["small"]["test_loss"] == "4.292" and values["leader"] == {}
 
 
 def test_unknown_is_an_error_and_missing_is_not(smoke):
     flat = flatten(collect("cpu"))
     assert lookup("example.small.test_loss", flat, "cpu") is None
-    assert lookup("example.best.test_loss", flat, "cpu") is None
+    assert lookup("example.leader.test_loss", flat, "cpu") is None
     for name in ("example.smal.test_loss", "exampel.small.test_loss", "example", "nothing"):
         with pytest.raises(InputError, match="unknown variable"):
             lookup(name, flat, "cpu")
@@ -70,6 +70,6 @@ def test_names_that_quarto_cannot_say_are_changed():
 
 
 def test_a_variant_cannot_take_a_name_of_the_report():
-    record = Record.make(example_records()[0].to_dict() | {"variant": "best"})
+    record = Record.make(example_records()[0].to_dict() | {"variant": "leader"})
     with pytest.raises(InputError, match="rename it"):
         of_study([record])
