@@ -70,6 +70,12 @@ class Allocation(Config):
         return self.vocab_size * (1 if self.tied_lm_head else 2)
 
     @property
+    def label(self) -> str:
+        "Its ratios, vocabulary and head as the name of a metric."
+        head = "tied" if self.tied_lm_head else "untied"
+        return f"share_{self.embedding_ratio:g}_expansion_{self.glu_expansion:g}_vocabulary_{self.vocab_size}_{head}"
+
+    @property
     def width(self) -> float:
         "The width at which these matrices have exactly their share."
         return self.embedding_ratio * self.total_params / self.matrix_rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from modernllm.benchmarking.latency import PromptTimes, profile_model, token_seconds
+from modernllm.benchmarking.latency import PromptTimes, profile_model, times_in_turns, token_seconds
 from modernllm.core.config import InputError
 from modernllm.data.tokenizers import train_bpe
 from modernllm.models.config import ModernLLMConfig
@@ -69,6 +69,14 @@ def test_prefill_and_steps_are_timed_apart(tokenizer):
     assert inputs == [8, 1, 1] and first >= 0.5 and len(later) == 2 and min(later) < 0.5
 
 
+def test_models_have_their_turns_in_every_round():
+    order, models = [], {name: ours() for name in ("a", "b")}
+    for name, model in models.items():
+        model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    found = times_in_turns({name: (model, torch.ones(1, 8, dtype=torch.long)) for name, model in models.items()}, 2, 3)
+    assert order == ["a", "a", "b", "b"] * 4 and [len(times.decode) for times in found.values()] == [3, 3]
+
+
 def test_a_rolling_cache_takes_any_prompt(tokenizer):
     profile = profile_model(ours(cache_window=32), tokenizer, (100,), new_tokens=4, rounds=1)
     assert profile.prompts[0].note == "" and profile.prompts[0].prefill
@@ -92,7 +100,7 @@ def test_a_record_holds_every_number_that_was_measured(tokenizer):
 
 @pytest.mark.parametrize("given, said", [
     ({"new_tokens": 1}, "new_tokens: given 1; allowed: a whole number, 2 or more"), ({"rounds": 0}, "rounds: given 0"),
-    ({"rounds": 1.5}, "rounds: given 1.5"), ({"prompts": (0,)}, "prompts: given 0; allowed"),
+    ({"rounds": 1.5}, "rounds: given 1.5"), ({"prompts": (0,)}, r"prompts: given \[0\]; allowed"),
     ({"prompts": ()}, r"prompts: given \[\]"),
     ({"prompts": (8, 8)}, "each once"),
 ])  # fmt: skip

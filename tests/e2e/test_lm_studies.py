@@ -108,9 +108,12 @@ def spend(profile, stopped, best=0.35, repeat="1" * 64):
             told |= {f"smallbench_mean_accuracy{side}": 0.25 for side in ("", "_low", "_high", "_chance")}
             told |= dict.fromkeys(["test_word_ppl_closed", "test_bits_per_byte", "latency_128_peak_mb", "leaked_prompts"], 9.0)
             told["decode_ms"] = 2.0
+        labels = [Allocation(**{name: of[name] for name in BUDGET}).label for of in params.values()]
+        turns = {"x": [1, 2, 3], "y": [1.0, 3.25, 4.0], "x_unit": "round", "y_unit": "ms"}
         metric = {"unit": "1", "better": "lower"}
         publish(Record.make(example_records(profile)[0].to_dict() | {
-            "study": "allocation", "variant": run.variant, "seed": run.seed, "params": given, "curves": {},
+            "study": "allocation", "variant": run.variant, "seed": run.seed, "params": given,
+            "curves": {f"decode_ms_{label}": turns for label in labels if run.variant == "repeat"},
             "status": "finished" if "decode_ms" in told else "killed",
             "metrics": {name: {**metric, "value": value, "split": "validation" if name.startswith("validation") else None}
                         for name, value in told.items()},
@@ -124,7 +127,8 @@ def test_the_summary_of_a_budget_shows_runs_that_were_stopped_early_and_compares
     names = execute(root, "allocation", "summary.ipynb", profile="cpu")
     tested = names["tests"]
     assert "share-25" not in tested and "share-45" in tested and all(found.paired for found, _ in tested.values())
-    assert "stopped early (1 of 3)" in (project / "data/results/cpu/allocation-ranking.md").read_text()
+    ranking = (project / "data/results/cpu/allocation-ranking.md").read_text()
+    assert "stopped early (1 of 3)" in ranking and ranking.count("| 3.25 |") == len(names["ranked"])
     assert names["surface"].optimum.share == pytest.approx(0.35, rel=0.1)
     assert "profile gpu) it is lowest at a share of 0.3" in names["text"]
     assert "intervals of the share do not overlap" in names["text"]
