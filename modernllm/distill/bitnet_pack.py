@@ -74,7 +74,9 @@ def save_packed(
         raise InputError(f"the layers are rounded with strength {strength}; allowed: 1, the end of the warm-up")
     if model.config.model_type == "modernllm":
         return save_packed(folder, as_transformers(model), linear_class, dtype)
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    cast = {}  # a tied tensor is cast once: only what shares memory is written once
+    state = {name: cast.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype) if tensor.is_floating_point() else tensor)
+             for name, tensor in model.state_dict().items()}
     for name, layer in layers.items():
         for part, tensor in packed_layer(layer, linear_class).items():
             state[f"{name}.{part}"] = tensor.to(dtype) if part == "bias" else tensor

@@ -53,7 +53,8 @@ def keep_recording(
     run.metric("recorded_tokens", recording.places, unit="tokens", split="train")
     run.artifact("recording", folder)
     run.read(corpus.test)
-    perplexity_card(model, corpus.test, context=settings.context).record_into(run, "test", name="test")
+    card = perplexity_card(model, corpus.test, context=settings.context, precision="bf16" if bf16 else "fp32")
+    card.record_into(run, "test", name="test")
 
 # %% ../../nbs/53_distill/study_student.ipynb #db6e3c31
 def training_work(
@@ -92,7 +93,7 @@ def tune_student(
     *,
     callbacks: tuple[Callback, ...] = (),  # beside the progress bar
 ) -> Tuned:
-    "Train in the run's folder; sizes, operations and the curves of both losses go into the record."
+    "Train in the run's folder; sizes, operations, and the curves of both losses and of conflicts of gradients are recorded."
     kept = {"callbacks": callbacks, "folder": run.checkpoints, "telemetry": run.telemetry}
     if teacher is None:
         evaluate = prefix_loss(corpus.validation, context=settings.context, max_tokens=settings.eval_tokens)
@@ -106,9 +107,15 @@ def tune_student(
     run.metric("tokens", tuned.result.tokens, unit="tokens", split="train")
     run.metric("Mflop_per_token", (own + asked) / 1e6, unit="10^6 operations", split="train", better="lower")
     run.metric("teacher_Mflop_per_token", asked / 1e6, unit="10^6 operations", split="train")
+    run.metric("Tflop", (own + asked) * tuned.result.tokens / 1e12, unit="10^12 operations", split="train", better="lower")
     train, evals = tuned.result.history["train"], tuned.result.history["eval"]
     units = {"x_unit": "tokens", "y_unit": "nats/token"}
-    run.curve("train_loss", [row["tokens"] for row in train], [row["loss"] for row in train], **units)
+    read = [row["tokens"] for row in train]
+    run.curve("train_loss", read, [row.get("nats", row["loss"]) for row in train], **units)
+    for name in (name for name in train[0] if name.startswith(("cosine_", "conflict_"))):  # of gradients, where they are measured
+        unit, values = "cosine" if name.startswith("cosine_") else "share of steps", [row[name] for row in train]
+        run.curve(name, read, values, x_unit="tokens", y_unit=unit)
+        run.metric(name, sum(values) / len(values), unit=unit, split="train")
     run.curve("validation_loss", [0, *(row["tokens"] for row in evals)], tuned.curve()[1], **units)
     run.metric("best_step", tuned.best["step"], unit="steps")
     return tuned

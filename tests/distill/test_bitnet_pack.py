@@ -57,6 +57,18 @@ def test_bytes_are_those_of_transformers():
     assert pack_ternary(torch.tensor([[1], [0], [-1], [1]])).item() == 0b10_00_01_10
 
 
+def test_a_tied_embedding_is_written_once(tmp_path):
+    model, sizes = build("modernllm", tie_word_embeddings=True), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        save_packed(tmp_path / str(dtype), model, dtype=dtype)
+        state = load_file(tmp_path / str(dtype) / "model.safetensors")
+        assert "lm_head.weight" not in state
+        sizes[dtype] = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    assert sizes[torch.bfloat16] < sizes[torch.float32]
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "torch.float32")
+    torch.testing.assert_close(logits(read), logits(model), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("codes, words", [
     (torch.zeros(6, 2), "a matrix with 6 rows cannot be packed; allowed: a multiple of 4"),
     (torch.full((4, 1), torch.nan), "not all -1, 0 or 1; some may be NaN"), (torch.full((4, 1), 2.0), "not all -1, 0 or 1"),
