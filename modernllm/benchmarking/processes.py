@@ -143,7 +143,8 @@ class Compared:
             speed = median(n / s for n, s in zip(self.tokens, seconds))
             run.metric(f"{name}_{metric_name(side)}_tokens_per_second", speed, unit="tokens/s", better="higher")
             run.metric(f"{name}_{metric_name(side)}_memory", self.peaks[side], unit="MB", better="lower")
-        run.metric(f"{name}_ratio", median(self.ratios()), unit="times", better="higher")
+        for which, value in (("", median(self.ratios())), ("_low", min(self.ratios())), ("_high", max(self.ratios()))):
+            run.metric(f"{name}_ratio{which}", value, unit="times", better="higher")
         run.metric(f"{name}_memory_ratio", self.memory_ratio, unit="times", better="lower")
         run.text(f"{name}_table", str(self).splitlines())
 
