@@ -7,6 +7,7 @@ __all__ = ['TERMS', 'TEACHER', 'DATA', 'teacher_of', 'fit_recording', 'new_learn
            'forecast_lines', 'with_options', 'student_options', 'record', 'distill']
 
 # %% ../../nbs/70_cli/distill.ipynb #eeb0b21f
+import shlex
 from pathlib import Path
 
 import click
@@ -102,6 +103,7 @@ def fit_student(
     from modernllm.cli.recipe import add_to_record, claim, save_trained
     from modernllm.core.telemetry import Telemetry
     from modernllm.data.corpus import load_corpus
+    from modernllm.distill.bitnet_warmup import check_warmup
     from modernllm.distill.student_training import student_card, train_student
     from modernllm.models.sources import load_tokenizer, save_model
     from modernllm.training.audit import Audit, audit_line, audit_rows
@@ -110,8 +112,10 @@ def fit_student(
     corpus = load_corpus(asked.data, tokenizer=tokenizer, limit_documents=asked.limit_documents)
     student, more = new_learner(recipe, tokenizer)
     click.echo(lesson(recipe, student, corpus))
-    origins = origins_of(recipe)
-    teacher = teacher_of(recipe, tokenizer, settings.blocks(corpus.train, recipe.training.seed))
+    origins, blocks = origins_of(recipe), settings.blocks(corpus.train, recipe.training.seed)
+    if recipe.ternary.bitnet:
+        check_warmup(recipe.ternary.ternary_warmup_steps, recipe.training.steps(blocks))
+    teacher = teacher_of(recipe, tokenizer, blocks)
     with claim(out, recipe, (corpus.train, corpus.validation), tokenizer, models=origins, version=modernllm.__version__):
         telemetry = Telemetry(out)
         tuned = train_student(student, teacher, corpus.train, corpus.validation, recipe.loss, settings, recipe.training,
@@ -152,6 +156,8 @@ def with_options(
     from modernllm.core.config import Config, check_name
     given = {name: value for name, value in options.items() if value is not None}
     if loss is not None:
+        if wrong := [term for term in loss.split(",") if "=" not in term]:
+            raise click.UsageError(f"--loss: '{wrong[0]}' is no term; allowed: terms as in logits=kl,hidden=cosine,attention=kl")
         terms = Config.parse_assignments(loss.split(","))
         for name in terms:
             check_name("term of --loss", name, TERMS)
@@ -204,7 +210,10 @@ def record(values, teacher, data, out):
                f"{made.bytes_per_token():,.0f} bytes a token")
     kept = ("context", "limit_documents", "separate_documents")  # by which the rows are the same
     rows = [f"{name}={recipe.given[name]}" for name in kept if name in recipe.given]
-    line = " ".join([f"--teacher {recipe.asked.teacher} --data {recipe.asked.data} --record {out}", *rows])
+    line = shlex.join(["--teacher", recipe.asked.teacher, "--data", recipe.asked.data, "--record", str(out), *rows])
+    terms = {"hidden=cosine": recipe.signal.hidden, "attention=kl": recipe.signal.attentions}
+    if recipe.signal.logits == "none":
+        line += f" --loss {','.join(term for term, layers in terms.items() if layers)}"
     click.echo(f"recording in {out}; next:\n  modernllm distill {line} --student 'layers=6 hidden=256'")
 
 # %% ../../nbs/70_cli/distill.ipynb #4b399f55

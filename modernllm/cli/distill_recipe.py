@@ -22,7 +22,9 @@ from ..data.catalogue import resolve
 from ..data.text_files import find_path, project_name
 from ..distill.bitnet_convert import check_trainable
 from ..distill.distillation import Distillation, DistillationSettings
-from ..distill.recording_files import TYPES, find_recording
+from ..distill.bitnet_warmup import check_warmup
+from ..distill.recording import check_part
+from ..distill.recording_files import TYPES, Recording, find_recording
 from ..distill.search_space import SEARCHED, SearchSettings, widest_signal
 from ..distill.signals import SignalSettings, TeacherSignal
 from ..distill.student import check_context, is_shape, student_config
@@ -162,6 +164,31 @@ def _check_loss(
         Distillation(SimpleNamespace(config=student), _signal_of(signal, teacher), loss.model_copy(update={"whiten": False}))
 
 
+def _check_effect(values: dict[str, Any], loss: DistillationSettings, signal: SignalSettings) -> None:
+    "`InputError` for a setting that is given and that nothing reads."
+    states = ("layers", "projector", "whiten", "teacher_noise", "student_noise")
+    readers = [
+        (loss.compares_states, "--loss hidden=…", states), (loss.hidden != "none", "--loss hidden=…", ("hidden_weight",)),
+        (loss.attention != "none", "--loss attention=…", ("attention_weight", "attention_layers")),
+        (loss.logits != "none", "--loss logits=…", ("logits_weight", "source", "temperature")),
+        (signal.logits in ("topk", "sampled"), "source=topk or source=sampled", ("k",)),
+    ]
+    for read, needed, names in readers:
+        if not read and (idle := [name for name in names if name in values]):
+            raise InputError(f"{idle[0]} has no effect here; allowed: with {needed}, or leave it away")
+
+
+def _check_recording(recording: Recording, signal: SignalSettings, teacher: PreTrainedConfig) -> None:
+    "`InputError` if a recording is not of such a teacher, or lacks what is asked."
+    config = teacher.get_text_config()
+    here = {"vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "n_layers": config.num_hidden_layers}
+    if there := {name: recording.manifest[name] for name in here if recording.manifest[name] != here[name]}:
+        name, value = next(iter(there.items()))
+        raise InputError(f"{recording.folder} is a recording of another teacher, whose {name} is {value:,} and not {here[name]:,}"
+                         "; allowed: what was recorded, or another folder")
+    check_part(recording, signal)
+
+
 def _signal_of(signal: SignalSettings, config: PreTrainedConfig) -> TeacherSignal:
     "A teacher without a model: whether it can be asked so."
     text = config.get_text_config()
@@ -204,6 +231,11 @@ def make_distill_recipe(
         check_context(who, one, settings.context)
     begun = find_recording(asked.record)
     signal = asked_signal(loss, teaching, shape, config, begun, recorded=bool(asked.record))
+    _check_effect(values, loss, signal)
+    if begun:
+        _check_recording(begun, signal, config)
+    if ternary.bitnet and training.max_steps:
+        check_warmup(ternary.ternary_warmup_steps, training.max_steps)
     _check_loss(loss, signal, shape, config)
     return DistillRecipe(asked, weights, config, signal, dict(values), student, shape, loss, settings, ternary,
                          training)

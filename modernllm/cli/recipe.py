@@ -109,8 +109,10 @@ def by_owner(
 
 
 def _words(value, default):
-    "A setting of several words may be given with commas, or as one word: lora_targets=q_proj,v_proj."
-    return [word.strip() for word in value.split(",")] if isinstance(default, tuple) and isinstance(value, str) else value
+    "A setting of several values may be given with commas, or as one value: lora_targets=q_proj,v_proj."
+    if not isinstance(default, tuple) or value is None or isinstance(value, (list, tuple, dict)):
+        return value
+    return [yaml.safe_load(word) for word in str(value).split(",")]
 
 
 def make_recipe(
@@ -150,7 +152,8 @@ def check_folder(
     from modernllm.training.config import RESUMABLE_FIELDS
     check_place(folder)
     path = folder / "recipe.yaml"
-    if path.exists():
+    untrained = {"recipe.yaml", "record.json", "events.jsonl", ".lock"}  # all that is there where the first step failed
+    if path.exists() and {file.name for file in folder.iterdir()} - untrained:
         there = load_yaml(path)
         # What the Trainer may change on the way it checks itself: another number of processes needs another accumulation.
         fixed = {*there, *recipe.stored} - RESUMABLE_FIELDS - {"accumulation"}

@@ -81,7 +81,7 @@ def _check_layers(model: PreTrainedModel, layers: dict[str, nn.Linear]) -> None:
         if layer.out_features % 4:
             end = name.split(".")[-1]
             raise InputError(f"{kind}: {name} has {layer.out_features} outputs, which cannot be packed: a byte holds four; keep "
-                             f"it in full precision (keep=['{end}'])")
+                             f"it in full precision (keep=['{end}']; of a command: ternary_keep={end})")
 
 # %% ../../nbs/53_distill/bitnet_convert.ipynb #53c2000b
 class _Silent(nn.Linear):
@@ -129,7 +129,7 @@ def to_bitnet(
         ends = sorted({name.split(".")[-1] for name in layers})
         found = [end for end in ends if read_raw(model, {n: layer for n, layer in layers.items() if n.split(".")[-1] == end})]
         raise InputError(f"{type(model).__name__} reads the weights of {', '.join(found)} without calling the layer, past any "
-                         f"rounding; keep these in full precision (keep={found})")
+                         f"rounding; keep these in full precision (keep={found}; of a command: ternary_keep={','.join(found)})")
     for layer in layers.values():
         layer.__class__ = BitLinear
         layer.eight_bit_backward = eight_bit_backward

@@ -57,8 +57,8 @@ def check_vocabulary(
     if teacher_size != student_size:
         raise InputError(
             f"vocabulary: the teacher has {teacher_size:,} tokens, the student {student_size:,}; allowed: equal vocabularies, as "
-            f"logits are compared token by token: make the student with the teacher's tokenizer and vocab_size={teacher_size}, "
-            "or ask for hidden states or attentions alone (logits=none)"
+            f"logits are compared token by token: a student given as a shape, or a saved one that was trained with the teacher's "
+            "tokenizer (modernllm train tokenizer=TEACHER)"
         )
 
 # %% ../../nbs/53_distill/signals.ipynb #cbbdf13c

@@ -41,6 +41,8 @@ def asked_signal(
 ) -> SignalSettings:
     "What a training asks of its teacher."
     layers = (config.get_text_config().num_hidden_layers for config in (student, teacher))
+    if recording is not None and recording.settings.logits == "none" != loss.logits:
+        raise InputError(f"{recording.folder} holds no logits; allowed: --loss hidden=… or attention=…, or another recording")
     if recording is not None and asked.source is None:
         there, given = recording.settings, asked.to_dict()
         kept = {name: given[name] if name in asked.model_fields_set else getattr(there, name) for name in ("k", "temperature")}

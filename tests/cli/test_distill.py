@@ -188,8 +188,16 @@ def refused(capsys, line):
     ({"teacher": "nowhere"}, ["nowhere"]),
     ({"words": ["ternary_keep=[o_proj]"]}, ["ternary_keep", "bitnet is false", "allowed"]),
     ({"words": ["--bitnet", "ternary_warmup_steps=-1"]}, ["ternary_warmup_steps is -1"]),
-    ({"words": ["--bitnet", "ternary_keep=[o_pro]"]}, ["no linear layer is called 'o_pro'", "o_proj"]),
-    ({"words": ["--bitnet"], "student": "layers=1 hidden=16 heads=2 attention_sinks=true"}, ["Llama", "attention_sinks=True"]),
+    ({"words": ["--bitnet"]}, ["warm-up of ternary weights has 100 steps", "training 4", "ternary_warmup_steps"]),
+    ({"words": ["hidden_weight=3"]}, ["hidden_weight has no effect", "--loss hidden=…"]),
+    ({"words": ["layers=[[1,9]]"]}, ["layers has no effect"]),
+    ({"words": ["k=7"]}, ["k has no effect", "source=topk"]),
+    ({"words": ["--loss", "hidden=mse", "attention_weight=2"]}, ["attention_weight has no effect"]),
+    ({"words": ["--loss", "hidden=cosine,hidden=mse"]}, ["'hidden' is given twice"]),
+    ({"words": ["--loss", "kl"]}, ["'kl' is no term", "logits=kl,hidden=cosine"]),
+    ({"words": ["--bitnet", "ternary_warmup_steps=2", "ternary_keep=o_pro"]}, ["no linear layer is called 'o_pro'", "o_proj"]),
+    ({"words": ["--bitnet", "ternary_warmup_steps=2"], "student": "layers=1 hidden=16 heads=2 attention_sinks=true"},
+     ["Llama", "attention_sinks=True"]),
     ({"student": "ternary"}, ["student", "ternary", "allowed: --bitnet"]),
     ({"student": "packed", "words": ["--bitnet"]}, ["packed ternary weights", "allowed: the folder that training left"]),
 ])
@@ -211,10 +219,32 @@ def test_a_recording_of_something_else_is_refused(base, tmp_path, capsys):
     assert "recording of other data: data block_size is 16 there and 8 here" in err
     assert "hidden [1] was not recorded" in refused(capsys, distil(base, *kept, "--loss", "hidden=mse", "layers=[[1,1]]"))
     assert "temperature 2.0 was not recorded; allowed: 1.0" in refused(capsys, distil(base, *kept, "temperature=2"))
+    dry = ["--record", str(base / "teacher"), "--dry-run"]
+    assert "hidden [1] was not recorded" in refused(capsys, distil(base, *dry, "--loss", "hidden=mse", "layers=[[1,1]]"))
+    err = refused(capsys, distil(base, *dry, teacher="foreign", student="layers=1 hidden=16 heads=2"))
+    assert "another teacher, whose vocab_size is 280 and not 264" in err
     assert "k 4 was not recorded; allowed: 8" in refused(capsys, distil(base, *kept, "k=4"))
     assert "another teacher" in refused(capsys, distil(base, *kept, teacher="foreign", student="layers=1 hidden=16 heads=2"))
     err = refused(capsys, record(base, "k=9", "hidden=[3]", "--out", str(base / "teacher")))
     assert "recording of other signals: signal k is 8 there and 9 here" in err
+
+
+def test_a_folder_in_which_nothing_was_trained_is_free(base, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "recipe.yaml").write_text("student: another")
+    (out / "record.json").write_text("{}")
+    assert main(distil(base, "--out", str(out))) == 0
+
+
+def test_the_next_line_of_a_recording_can_be_typed(base, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "a teacher"
+    assert main(record(base, "logits=none", "hidden=2,3", "--out", str(folder))) == 0
+    line = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert line[line.index("--record") + 1] == str(folder) and line[line.index("--loss") + 1] == "hidden=cosine"
+    err = refused(capsys, distil(base, "--record", str(folder), "--dry-run"))
+    assert "holds no logits; allowed: --loss hidden=…" in err
+    assert main(distil(base, "--record", str(folder), "--loss", "hidden=cosine", "--out", str(tmp_path / "out"))) == 0
 
 
 def test_a_truncated_shard_is_found_and_recorded_again(base, tmp_path, capsys):
@@ -303,7 +333,7 @@ def test_a_dry_run_needs_configurations_alone_and_writes_nothing(base, project, 
     alone.mkdir()
     (alone / "config.json").write_bytes((base / "big/config.json").read_bytes())
     before = sorted(project.rglob("*"))
-    assert main(distil(base, "--dry-run", "--bitnet", teacher=alone)) == 0
+    assert main(distil(base, "--dry-run", "--bitnet", "ternary_warmup_steps=3", teacher=alone)) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said] == ["student", "memory", "work", "time", "cost", "a ternary student"]
     assert "4 steps" in said[2] and "50% of 0.20 TFLOP/s" in said[3] and "MODERNLLM_CPU_HOUR_PRICE" in said[4]
