@@ -159,6 +159,8 @@ def with_options(
         if wrong := [term for term in loss.split(",") if "=" not in term]:
             raise click.UsageError(f"--loss: '{wrong[0]}' is no term; allowed: terms as in logits=kl,hidden=cosine,attention=kl")
         terms = Config.parse_assignments(loss.split(","))
+        if len(terms) < loss.count("="):
+            raise click.UsageError(f"--loss {loss}: a term is given twice; leave one away")
         for name in terms:
             check_name("term of --loss", name, TERMS)
         given |= dict.fromkeys(set(TERMS) - terms.keys() - values.keys(), "none") | terms

@@ -286,9 +286,4 @@ class Config(pydantic.BaseModel):
         assignments: typing.Iterable[str],  # ["learning_rate=3e-4", "tied=false"]
     ) -> dict:
         "Command-line words `name=value` as values, read as YAML reads them."
-        values = {}
-        for name, value in map(_assignment, assignments):
-            if name in values:
-                raise InputError(f"'{name}' is given twice; leave one away")
-            values[name] = value
-        return values
+        return dict(map(_assignment, assignments))

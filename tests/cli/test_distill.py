@@ -193,7 +193,7 @@ def refused(capsys, line):
     ({"words": ["layers=[[1,9]]"]}, ["layers has no effect"]),
     ({"words": ["k=7"]}, ["k has no effect", "source=topk"]),
     ({"words": ["--loss", "hidden=mse", "attention_weight=2"]}, ["attention_weight has no effect"]),
-    ({"words": ["--loss", "hidden=cosine,hidden=mse"]}, ["'hidden' is given twice"]),
+    ({"words": ["--loss", "hidden=cosine,hidden=mse"]}, ["a term is given twice"]),
     ({"words": ["--loss", "kl"]}, ["'kl' is no term", "logits=kl,hidden=cosine"]),
     ({"words": ["--bitnet", "ternary_warmup_steps=2", "ternary_keep=o_pro"]}, ["no linear layer is called 'o_pro'", "o_proj"]),
     ({"words": ["--bitnet", "ternary_warmup_steps=2"], "student": "layers=1 hidden=16 heads=2 attention_sinks=true"},
