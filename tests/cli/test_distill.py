@@ -278,6 +278,11 @@ def test_a_card_says_what_the_record_says_and_uploads_nothing(base, tmp_path, ca
     for words in (*said, "stride", "`hidden`: cosine", modernllm.__version__.replace(".", "\\.")):
         assert words in text, words
     assert str(base) not in text
+    text = text.replace("\\", "")
+    assert "Trained on my.txt, own text of the person who trained it (train); weights chosen on my.txt, own" in text
+    lists = text[text.index("its signal"):text.index("| setting")]
+    assert "`projector`: linear" in lists and "logits full, temperature 1.0, hidden [3]" in lists
+    assert not any(word in lists for word in ("attention", " k 128", "gradients")), lists
     assert main(["card", str(out), "--licence", "mit", "--push-to-hub", "somebody/small"]) == 2
     assert "nothing was uploaded" in capsys.readouterr().err
 
@@ -290,6 +295,15 @@ def test_a_card_needs_a_licence_and_a_distilled_model(words, said, base, capsys)
     words = [str(base / "big") if word == "MODEL" else word for word in words]
     err = refused(capsys, ["card", *words])
     assert all(word in err for word in said), err
+
+
+def test_a_card_names_settings_of_the_terms_that_are_on_alone(base, tmp_path, capsys):
+    words = ["--loss", "logits=kl,attention=kl", "source=topk", "k=8", "--out", str(tmp_path / "one")]
+    assert main(distil(base, *words)) == 0 and main(["card", str(tmp_path / "one"), "--licence", "mit"]) == 0
+    text = (tmp_path / "one/model/README.md").read_text().replace("\\", "")
+    lists = text[text.index("its signal"):text.index("| setting")]
+    assert all(word in lists for word in ("`attention_weight`: 1", "`attention_layers`: last", " k 8,", "attentions [3]")), lists
+    assert not any(word in lists for word in ("hidden", "projector", "whiten", "`layers`")), lists
 
 
 def test_a_model_that_was_not_distilled_has_no_such_card(base, capsys):
