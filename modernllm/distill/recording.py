@@ -87,8 +87,8 @@ class RecordedTeacher(TeacherSignal):
     ):
         recording = recording if isinstance(recording, Recording) else open_recording(recording)
         if missing := recording.missing():
-            raise InputError(f"{recording.folder}: {len(missing)} of {recording.shards} shards are missing; allowed: a whole "
-                             "recording: record again with the same settings, it goes on where it was interrupted")
+            raise InputError(f"{recording.folder}: {len(missing)} of {recording.shards} shards are missing or cut short; "
+                             "allowed: a whole recording: record again with the same settings, it goes on where it stopped")
         settings = settings or recording.settings
         check_part(recording, settings)
         super().__init__(settings, *(recording.manifest[name] for name in ("vocab_size", "hidden_size", "n_layers")))

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.config import InputError, check_name
 from ..data.tokenizers import tokenizer_hash
 from .fixed_blocks import FixedBlocks
-from .shards import read_shard
+from .shards import fits, read_shard
 from .signals import OnlineTeacher, SignalSettings
 from .whitening import Whitening
 
@@ -98,8 +98,13 @@ class Recording:
         return self.folder / f"shard-{shard:05d}.safetensors"
 
     def missing(self) -> list[int]:
-        "Shards that are not there; those that are there are not verified."
-        return [shard for shard in range(self.shards) if not self.path(shard).exists()]
+        "Shards that are not there or cut short; the contents of the others are not verified."
+        return [shard for shard in range(self.shards) if not fits(self.path(shard))]
+
+    def is_finished(self) -> bool:
+        "Whether nothing has to be recorded any more, as far as that is seen without reading contents."
+        others = ["head"] * self.manifest["plain_head"] + ["whitening"] * bool(self.settings.hidden)
+        return not self.missing() and all(fits(self.folder / f"{name}.safetensors") for name in others)
 
     def missing_places(self) -> int:
         "Positions with a target in the missing shards."
@@ -112,6 +117,23 @@ class Recording:
         return sum(self.path(shard).stat().st_size for shard in there) / (self.places - self.missing_places())
 
 # %% ../../nbs/53_distill/recording_files.ipynb #75f34d28
+_WHOLE = {"format": int, "key.teacher.sha256": str, "key.tokenizer.sha256": str, "key.data.n_tokens": int,
+          "key.data.block_size": int, "key.signal": dict, "key.numbers.dtype": str, "key.numbers.computed_in": str,
+          "teacher": dict, "vocab_size": int, "hidden_size": int, "n_layers": int, "blocks_per_shard": int, "plain_head": bool,
+          "softcap": (float, int, type(None)), "flops_per_token": (float, int)}
+
+
+def _lacks(manifest) -> str | None:  # None: it is whole
+    "The first entry that recording.json lacks."
+    for path, kind in _WHOLE.items():
+        part = manifest
+        for name in path.split("."):
+            part = part.get(name, ...) if isinstance(part, dict) else ...
+        if not isinstance(part, kind) or kind is int and part < 1:
+            return path
+    return None
+
+
 def open_recording(
     folder: str | Path,
 ) -> Recording:
@@ -123,8 +145,11 @@ def open_recording(
         raise InputError(f"{folder}: is no recording of a teacher: recording.json cannot be read: {error.strerror}") from None
     except ValueError:
         raise InputError(f"{folder}: is no recording of a teacher: recording.json is not JSON") from None
-    if manifest.get("format") != FORMAT:
-        raise InputError(f"{folder}: is a recording of format {manifest.get('format')}; allowed: format {FORMAT}")
+    if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
+        raise InputError(f"{folder}: is a recording of format {manifest['format']}; allowed: format {FORMAT}")
+    if lost := _lacks(manifest):
+        raise InputError(f"{folder}: no whole recording: {lost} in recording.json is missing or damaged; allowed: what "
+                         "`modernllm record-teacher` wrote")
     return Recording(folder, manifest)
 
 
@@ -132,6 +157,8 @@ def find_recording(
     folder: str | Path | None,
 ) -> Recording | None:  # None: there is none yet
     "The recording in a folder where there may be one, perhaps not finished."
+    if folder and Path(folder).is_file():
+        raise InputError(f"{folder}: is a file; allowed: the folder of a recording, or a new one")
     return open_recording(folder) if folder and (Path(folder) / "recording.json").exists() else None
 
 # %% ../../nbs/53_distill/recording_files.ipynb #a91f7bbf

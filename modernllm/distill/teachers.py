@@ -85,7 +85,7 @@ def recorded_teacher(
         begun.check(teacher=OnlineTeacher(load(), begun.settings))
     if begun is None:
         record_teacher(folder, OnlineTeacher(load(), signal), blocks, tokenizer, bf16=bf16, origin=origin)
-    elif begun.missing() or begun.settings.hidden and not (begun.folder / "whitening.safetensors").exists():
+    elif not begun.is_finished():
         numbers = begun.key["numbers"]
         record_teacher(folder, OnlineTeacher(load(), begun.settings), blocks, tokenizer, dtype=numbers["dtype"],
                        bf16=numbers["computed_in"] == "bf16", origin=origin)

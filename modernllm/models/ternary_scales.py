@@ -6,22 +6,38 @@
 __all__ = ['check_scales']
 
 # %% ../../nbs/20_models/ternary_scales.ipynb #53c60004
-from torch import nn
+import math
+
+import torch
+from torch import Tensor, nn
 from transformers.integrations.bitnet import AutoBitLinear, BitLinear
 
 from ..core.config import InputError
 
 # %% ../../nbs/20_models/ternary_scales.ipynb #53c60005
+def _has_code_3(weight: Tensor) -> bool:  # packed, or as `AutoBitLinear` holds it: unpacked, less 1
+    return bool((weight & weight >> 1 & 0x55).any() if weight.dtype == torch.uint8 else weight.max() > 1)
+
+
 def check_scales(
     model: nn.Module,  # of `transformers`
 ) -> None:
-    "`InputError` if the scales of a packed model are the inverse of what its class of layers expects."
+    "`InputError` if a packed model is damaged, or most scales are the inverse of what its class of layers expects."
+    packed = {name: module for name, module in model.named_modules()
+              if type(module) in (BitLinear, AutoBitLinear) and hasattr(module, "weight_scale")}
+    for name, layer in packed.items():
+        if not 0 < (scale := layer.weight_scale.float().item()) < math.inf:
+            raise InputError(f"{name}: the scale of the packed weights is {scale:.4g}; allowed: a finite one above 0. The file "
+                             "is damaged")
+        if _has_code_3(layer.weight):
+            raise InputError(f"{name}: the packed weights hold the code 3; allowed: 0, 1 and 2. The file is damaged or "
+                             "packed in another way")
     if model.config.model_type == "bitnet":
         return
     for kind, given, other, is_wrong in ((BitLinear, "bitlinear", "autobitlinear", lambda scale: scale < 1),
                                          (AutoBitLinear, "autobitlinear", "bitlinear", lambda scale: scale > 1)):
-        layers = [module for module in model.modules() if type(module) is kind and hasattr(module, "weight_scale")]
-        scales = [layer.weight_scale.float().item() for layer in layers]
-        if scales and all(map(is_wrong, scales)):
-            raise InputError(f"the scales of the packed weights, such as {scales[0]:.4g}, are those of linear_class '{other}', "
+        scales = [layer.weight_scale.float().item() for layer in packed.values() if type(layer) is kind]
+        wrong = list(filter(is_wrong, scales))
+        if 2 * len(wrong) > len(scales):
+            raise InputError(f"the scales of the packed weights, such as {wrong[0]:.4g}, are those of linear_class '{other}', "
                              f"but config.json says '{given}', which takes them for their inverse; correct it there")

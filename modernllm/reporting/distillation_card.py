@@ -88,15 +88,34 @@ def metadata(
     ).to_yaml()
 
 # %% ../../nbs/60_reporting/distillation_card.ipynb #26e37003
+_OFF = ("none", 0.0, False, "sum")  # "sum": gradients are combined by no rule
+_STATES = ("hidden", "batch_weight")
+_TERMS = {"logits_weight": ("logits",), "hidden_weight": ("hidden",), "attention_weight": ("attention",),
+          "attention_layers": ("attention",), **dict.fromkeys(("layers", "projector", "whiten", "teacher_noise", "student_noise"),
+                                                              _STATES)}
+
+
+def _losses(losses: dict) -> dict:  # of a record
+    "Settings of the terms that are on."
+    on = {name: value for name, value in losses.items() if value not in _OFF}
+    return {name: value for name, value in on.items() if name not in _TERMS or on.keys() & _TERMS[name]}
+
+
+def _signal(signal: dict) -> dict:  # of a record
+    "What the teacher was asked for."
+    unused = {"none": {"k", "temperature"}, "full": {"k"}}.get(signal["logits"], set())
+    return {name: value for name, value in signal.items() if name not in unused and value not in ("none", [])}
+
+
 def privacy(
     trained: Trained,
 ) -> list[str]:
     "What the model has read, and what has left the machine."
     origins = {"own": "own text of the person who trained it", "generated": "generated text", "hub": "a public data set",
                "mirror": "a copy of a public data set", "embedded": "the documentation of installed packages"}
-    said = [f"{escape(item.name)}, {item.split}: {origins[item.source]}" for item in trained.reads.data]
+    train, validation = (f"{escape(item.name)}, {origins[item.source]} ({item.split})" for item in trained.reads.data)
     return [
-        "Trained on " + "; ".join(dict.fromkeys(said)) + ".",
+        f"Trained on {train}; weights chosen on {validation}.",
         "A language model can repeat parts of the text that it was trained on: what others must not read must not be in it.",
         "Text, teacher and training were on one machine. The training uploaded nothing, unless a key of Weights & Biases was set "
         "for it: that service then has the curves. Writing this card uploads nothing.",
@@ -117,12 +136,11 @@ def distillation_card(
     counted = [f"{code(name)}: {words}" for name, words in CONVENTIONS.items() if name in record["metrics"]]
     settings = table(["setting", "value"], [[escape(name), plain(value)] for name, value in sorted(trained.recipe.items())])
     made, warnings = record["hardware"], licence_warnings(licence, teacher.name, teacher.licence)
-    off = ("none", 0.0, False)
-    losses = [f"{code(name)}: {plain(value)}" for name, value in record["losses"].items() if value not in off]
+    losses = [f"{code(name)}: {plain(value)}" for name, value in _losses(record["losses"]).items()]
     facts = [
         f"teacher: {escape(known.title if known else teacher.name)}, weights {code(teacher.sha256[:12])}, "
         f"{escape(teacher.licence)}",
-        f"its signal: {escape(', '.join(f'{name} {value}' for name, value in record['signal'].items()))}",
+        f"its signal: {escape(', '.join(f'{name} {value}' for name, value in _signal(record['signal']).items()))}",
         f"student: {number(record['parameters'])} parameters" + ", ternary in its linear layers" * trained.is_ternary,
         f"{number(record['steps'])} steps, {number(record['tokens'])} tokens; weights of step {number(record['best_step'])}",
         f"modernllm {escape(record['version'])}, commit {code(record['commit'] or 'none')}"

@@ -6,6 +6,7 @@
 __all__ = ['FIELDS', 'Audit', 'audit_rows', 'audit_line']
 
 # %% ../../nbs/30_training/audit.ipynb #4ddd03b9
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,22 +18,38 @@ from .utilisation import clock
 FIELDS = ("step", "train_seconds", "train_peak_mb", "eval_seconds", "eval_peak_mb", "freed_mb")
 
 # %% ../../nbs/30_training/audit.ipynb #8143f781
+_NOTHING = {"seconds": 0.0, "peak_mb": 0.0}
+
+
 class Audit(Callback):
-    "Write a row for each evaluation interval into the event log; memory in MiB, of torch on a GPU, of the process on a CPU."
+    """Write a row for each evaluation interval into the event log; memory in MiB, of torch on a GPU, of the process on a CPU.
+
+    After a resume or a rollback an interval goes on from its checkpoint. Not counted: its writing, the steps that came after
+    it and are trained again, the start of a program up to its first step, and the collecting of garbage."""
 
     def __init__(self):
-        self.row, self.since = {}, 0.0
+        self.row, self.since, self.before = {}, time.perf_counter(), _NOTHING
+
+    def _begin(self, before: dict = _NOTHING) -> None:  # of this part, up to a checkpoint
+        restart_peak()
+        self.since, self.before = time.perf_counter(), before
+
+    def state_dict(self):  # losses have been read: the device has done its work
+        return {"seconds": time.perf_counter() - self.since + self.before["seconds"],
+                "peak_mb": max(peak_mb(), self.before["peak_mb"])}
+
+    def load_state_dict(self, state):
+        self._begin(state)
 
     def _part(self, device, name: str) -> None:
         "Note time and peak of what ends now, and begin to count again."
-        self.row |= {f"{name}_seconds": clock(device) - self.since, f"{name}_peak_mb": peak_mb()}
-        restart_peak()
-        self.since = clock(device)
+        clock(device)  # waits for it
+        self.row |= {f"{name}_{field}": value for field, value in self.state_dict().items()}
+        self._begin()
 
     def fit_start(self, trainer):
         collect_garbage(trainer.accelerator.device)
-        restart_peak()
-        self.since = clock(trainer.accelerator.device)
+        self._begin(self.before)
 
     def eval_start(self, trainer):
         self._part(trainer.accelerator.device, "train")
@@ -41,7 +58,7 @@ class Audit(Callback):
         self._part(trainer.accelerator.device, "eval")
         freed = collect_garbage(trainer.accelerator.device) / 2**20
         trainer.log.event("audit", step=row["step"], **self.row, freed_mb=freed)
-        self.fit_start(trainer)
+        self._begin()
 
 # %% ../../nbs/30_training/audit.ipynb #6b2f2d95
 def audit_rows(

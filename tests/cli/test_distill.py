@@ -247,15 +247,19 @@ def test_the_next_line_of_a_recording_can_be_typed(base, tmp_path, capsys, monke
     assert main(distil(base, "--record", str(folder), "--loss", "hidden=cosine", "--out", str(tmp_path / "out"))) == 0
 
 
-def test_a_truncated_shard_is_found_and_recorded_again(base, tmp_path, capsys):
+def test_a_changed_shard_is_found_and_recorded_again(base, tmp_path, capsys):
     line = record(base, "k=8", "--out", str(tmp_path / "teacher"))
     assert main(line) == 0
     shard, = (tmp_path / "teacher").glob("shard-*.safetensors")
     whole = shard.read_bytes()
-    shard.write_bytes(whole[:-100])
     kept = distil(base, "--record", str(tmp_path / "teacher"), "--out", str(tmp_path / "out"))
-    assert shard.name in refused(capsys, kept)
-    assert main(line) == 0 and shard.read_bytes() == whole and main(kept) == 0
+    for repair in (line, kept):
+        shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        said = refused(capsys, kept)
+        assert f"{shard.name}: is damaged" in said and "delete this one, and the same command records it again" in said
+        if repair is kept:
+            shard.unlink()
+        assert main(repair) == 0 and shard.read_bytes() == whole
 
 
 @pytest.mark.parametrize("words, said", [
@@ -308,6 +312,11 @@ def test_a_card_says_what_the_record_says_and_uploads_nothing(base, tmp_path, ca
     for words in (*said, "stride", "`hidden`: cosine", modernllm.__version__.replace(".", "\\.")):
         assert words in text, words
     assert str(base) not in text
+    text = text.replace("\\", "")
+    assert "Trained on my.txt, own text of the person who trained it (train); weights chosen on my.txt, own" in text
+    lists = text[text.index("its signal"):text.index("| setting")]
+    assert "`projector`: linear" in lists and "logits full, temperature 1.0, hidden [3]" in lists
+    assert not any(word in lists for word in ("attention", " k 128", "gradients")), lists
     assert main(["card", str(out), "--licence", "mit", "--push-to-hub", "somebody/small"]) == 2
     assert "nothing was uploaded" in capsys.readouterr().err
 
@@ -320,6 +329,32 @@ def test_a_card_needs_a_licence_and_a_distilled_model(words, said, base, capsys)
     words = [str(base / "big") if word == "MODEL" else word for word in words]
     err = refused(capsys, ["card", *words])
     assert all(word in err for word in said), err
+
+
+def test_a_card_names_settings_of_the_terms_that_are_on_alone(base, tmp_path, capsys):
+    words = ["--loss", "logits=kl,attention=kl", "source=topk", "k=8", "--out", str(tmp_path / "one")]
+    assert main(distil(base, *words)) == 0 and main(["card", str(tmp_path / "one"), "--licence", "mit"]) == 0
+    text = (tmp_path / "one/model/README.md").read_text().replace("\\", "")
+    lists = text[text.index("its signal"):text.index("| setting")]
+    assert all(word in lists for word in ("`attention_weight`: 1", "`attention_layers`: last", " k 8,", "attentions [3]")), lists
+    assert not any(word in lists for word in ("hidden", "projector", "whiten", "`layers`")), lists
+
+
+def test_record_names_a_file(base, capsys):
+    said = refused(capsys, distil(base, "--record", str(base / "my.txt")))
+    assert "my.txt: is a file; allowed: the folder of a recording, or a new one" in said
+
+
+def test_a_recording_with_damaged_files_is_recorded_again_by_the_same_line(base, tmp_path):
+    words = ["--record", str(tmp_path / "teacher"), "source=full", "--loss", "logits=kl,hidden=cosine"]
+    assert main(distil(base, *words, "--out", str(tmp_path / "one"))) == 0
+    files = sorted((tmp_path / "teacher").glob("*.safetensors"))
+    whole = [path.read_bytes() for path in files]
+    assert [path.name for path in files] == ["head.safetensors", "shard-00000.safetensors", "whitening.safetensors"]
+    for n, (path, content) in enumerate(zip(files, whole)):
+        path.write_bytes(content[:-9])
+        assert main(distil(base, *words, "--out", str(tmp_path / f"again{n}"))) == 0
+        assert [path.read_bytes() for path in files] == whole
 
 
 def test_a_model_that_was_not_distilled_has_no_such_card(base, capsys):

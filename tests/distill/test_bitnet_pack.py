@@ -179,6 +179,38 @@ def test_a_damaged_file(tmp_path):
         fast_ternary(AutoModelForCausalLM.from_pretrained(tmp_path))
 
 
+@pytest.mark.parametrize("linear_class", LINEAR_CLASSES)
+@pytest.mark.parametrize("changed, words", [
+    ({"weight_scale": torch.tensor([-3.0])}, "scale of the packed weights is -3; allowed: a finite one above 0"),
+    ({"weight_scale": torch.tensor([0.0])}, "is 0; allowed"), ({"weight_scale": torch.tensor([torch.nan])}, "is nan; allowed"),
+    ({"weight_scale": torch.tensor([torch.inf])}, "is inf; allowed"),
+    ({"weight": 0x0C}, "hold the code 3; allowed: 0, 1 and 2"), ({"weight": 0xC0}, "hold the code 3"),
+])
+def test_a_damaged_layer_is_named(tmp_path, changed, words, linear_class):
+    save_packed(tmp_path, build("modernllm"), linear_class)
+    tensors, name = load_file(tmp_path / "model.safetensors"), "model.layers.1.mlp.up_proj"
+    for part, value in changed.items():
+        tensors[f"{name}.{part}"] = value if torch.is_tensor(value) else tensors[f"{name}.{part}"].fill_(value)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"{name}: .*{words}"):
+        check_scales(AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
+def test_the_majority_of_the_scales_decides(tmp_path):
+    save_packed(tmp_path, build("modernllm"))
+    tensors = load_file(tmp_path / "model.safetensors")
+    names = [name for name in tensors if name.endswith("weight_scale")]
+    for n, name in enumerate(names):  # one scale after the other is inverted
+        tensors[name] = 1 / tensors[name]
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        read = AutoModelForCausalLM.from_pretrained(tmp_path)
+        if 2 * (n + 1) > len(names):
+            with pytest.raises(InputError, match="are those of linear_class 'autobitlinear'"):
+                check_scales(read)
+        else:
+            check_scales(read)
+
+
 def test_a_packed_model_is_not_trained(tmp_path):
     for linear_class in LINEAR_CLASSES:
         save_packed(tmp_path / linear_class, build("modernllm"), linear_class)

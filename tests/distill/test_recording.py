@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from modernllm.data.corpus import TokenSplit
 from modernllm.data.encoding import IGNORE
 from modernllm.data.tokenizers import SMALLEST, train_bpe, with_tokens
 from modernllm.distill import recording as module
+from modernllm.distill import recording_files
 from modernllm.distill.fixed_blocks import FixedBlocks
 from modernllm.distill.packed_logits import packed_size
 from modernllm.distill.recording import RecordedTeacher, plan_recording, record_teacher
@@ -240,18 +242,21 @@ def test_too_little_room_is_said_before_it_begins(made, tmp_path, tokenizer, mon
 
 def test_a_truncated_shard_is_named_and_recorded_again(made, copied, tokenizer):
     whole, (recording, again) = contents(made[0].folder), copied
-    path, other = recording.path(1), recording.path(2)
+    path, other, recorded = recording.path(1), recording.path(2), RecordedTeacher(recording)
     path.write_bytes(path.read_bytes()[:-100])
     data = bytearray(other.read_bytes())
     data[-1] ^= 1
     other.write_bytes(data)
-    recorded, blocks = RecordedTeacher(recording), made[2]
+    blocks = made[2]
+    assert recording.missing() == [1] and not recording.is_finished()
+    with pytest.raises(InputError, match="1 of .* shards are missing or cut short"):
+        RecordedTeacher(recording)
     recorded.signal(blocks.batch(recording.numbers(0)))
     for shard, problem in ((1, "shard-00001.safetensors: is truncated or damaged"), (2, "shard-00002.safetensors: is damaged")):
-        with pytest.raises(InputError, match=problem):
+        with pytest.raises(InputError, match=f"{problem}.*delete this one, and the same command records it again"):
             recorded.signal(blocks.batch([recording.numbers(shard)[0]]))
     again(tokenizer)
-    assert contents(recording.folder) == whole
+    assert contents(recording.folder) == whole and recording.is_finished()
 
 
 def test_a_finished_recording_is_left_alone(copied, tokenizer):
@@ -389,6 +394,33 @@ def test_folders_that_are_no_recording(tmp_path):
         (tmp_path / "recording.json").write_text(text)
         with pytest.raises(InputError, match=named):
             RecordedTeacher(tmp_path)
+
+
+@pytest.mark.parametrize("text, lost", [
+    ("[]", "format"), ("{}", "format"), ('{"format": 1}', "key.teacher.sha256"),
+    ('{"format": 1, "key": 3}', "key.teacher.sha256"),
+])
+def test_a_manifest_that_is_not_whole(tmp_path, text, lost):
+    (tmp_path / "recording.json").write_text(text)
+    with pytest.raises(InputError, match=f"no whole recording: {lost} in recording.json is missing or damaged; allowed: "):
+        open_recording(tmp_path)
+
+
+def test_each_entry_of_a_manifest_is_needed(copied):
+    recording, _ = copied
+    for path in recording_files._WHOLE:
+        changed = copy.deepcopy(recording.manifest)
+        *names, last = path.split(".")
+        part = changed
+        for name in names:
+            part = part[name]
+        del part[last]
+        (recording.folder / "recording.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=f"no whole recording: {path} in recording.json is missing"):
+            open_recording(recording.folder)
+    (recording.folder / "recording.json").write_text(json.dumps(recording.manifest | {"blocks_per_shard": 0}))
+    with pytest.raises(InputError, match="blocks_per_shard in recording.json is missing or damaged"):
+        open_recording(recording.folder)
 
 
 def test_whitening_is_stored(made, copied, tokenizer):
