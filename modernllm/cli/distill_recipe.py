@@ -163,7 +163,7 @@ def _check_loss(
     with torch.device("meta"):
         Distillation(SimpleNamespace(config=student), _signal_of(signal, teacher), loss.model_copy(update={"whiten": False}))
 
-
+# %% ../../nbs/70_cli/distill_recipe.ipynb #5d137ee2
 def _check_effect(values: dict[str, Any], loss: DistillationSettings, signal: SignalSettings) -> None:
     "`InputError` for a setting that is given and that nothing reads."
     states = ("layers", "projector", "whiten", "teacher_noise", "student_noise")
@@ -188,7 +188,7 @@ def _check_recording(recording: Recording, signal: SignalSettings, teacher: PreT
                          "; allowed: what was recorded, or another folder")
     check_part(recording, signal)
 
-
+# %% ../../nbs/70_cli/distill_recipe.ipynb #15cf0120
 def _signal_of(signal: SignalSettings, config: PreTrainedConfig) -> TeacherSignal:
     "A teacher without a model: whether it can be asked so."
     text = config.get_text_config()

@@ -20,7 +20,7 @@ def check_warmup(
         raise InputError(f"the warm-up of ternary weights has {steps:,} steps and the training {total:,}; allowed: a warm-up "
                          f"(ternary_warmup_steps) of 0 to {total - 1:,} steps, or a longer training")
 
-
+# %% ../../nbs/53_distill/bitnet_warmup.ipynb #10b1121c
 class BitNetWarmup(Callback):
     "Raise λ, the `strength` of all `BitLinear` layers, linearly from 0 in the first step to 1 after `steps` steps."
 

@@ -123,7 +123,7 @@ def privacy(
         "record or a recording of the teacher.",
     ]
 
-
+# %% ../../nbs/60_reporting/distillation_card.ipynb #fe90b1d0
 def distillation_card(
     trained: Trained,
     licence: str,  # one of LICENCES
