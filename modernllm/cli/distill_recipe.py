@@ -240,7 +240,7 @@ def make_distill_recipe(
     return DistillRecipe(asked, weights, config, signal, dict(values), student, shape, loss, settings, ternary,
                          training)
 
-
+# %% ../../nbs/70_cli/distill_recipe.ipynb #c28568d3
 def make_search_recipe(
     values: dict,  # name: value
 ) -> SearchRecipe:
