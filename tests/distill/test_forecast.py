@@ -13,6 +13,7 @@ from modernllm.distill.distillation import DistillationSettings
 from modernllm.distill.forecast import CARDS, equal_decoder, find_machine, forecast, on_meta, recorded_bytes
 from modernllm.distill.packed_logits import packed_size
 from modernllm.distill.recording_files import Recording
+from modernllm.distill.shards import write_shard
 from modernllm.distill.signals import SignalSettings
 from modernllm.distill.student_training import StudentSettings
 from modernllm.models.budget import forward_flops, mean_keys, training_flops
@@ -85,7 +86,7 @@ def a_recording(folder, shards):
     "One of 1,001 tokens in four shards of two rows, of which so many are there."
     there = Recording(folder, {"key": {"data": {"n_tokens": 1001, "block_size": 128}, "signal": {}}, "blocks_per_shard": 2})
     for shard in range(shards):
-        there.path(shard).touch()
+        write_shard(there.path(shard), {})
     return there
 
 
