@@ -129,7 +129,7 @@ def test_bad_input():
 
 
 def test_a_warm_up_that_is_as_long_as_the_training_is_refused():
-    with pytest.raises(InputError, match="steps is 6 and the training has 6.* allowed: 0 to 5"):
+    with pytest.raises(InputError, match="has 6 steps and the training 6; allowed: a warm-up .*0 to 5 steps"):
         trainer_of(to_bitnet(student()), BitNetWarmup(6)).fit()
     objective = Bad()
     trainer_of(to_bitnet(student()), BitNetWarmup(5), objective=objective).fit()

@@ -316,8 +316,8 @@ def test_logits_that_are_not_finite(kind, name, value, monkeypatch):
 
 def test_vocabulary_mismatch():
     check_vocabulary(V, V)
-    with pytest.raises(InputError, match="the teacher has 49,152 tokens, the student 8,192; .*teacher's tokenizer and "
-                       "vocab_size=49152.*logits=none"):
+    with pytest.raises(InputError, match="the teacher has 49,152 tokens, the student 8,192; .*as a shape, or .* trained "
+                       "with the teacher's tokenizer"):
         check_vocabulary(49_152, 8192)
 
 
