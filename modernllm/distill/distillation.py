@@ -22,6 +22,7 @@ from .attention_losses import ATTENTION_LOSSES, attention_loss
 from .gradients import GRADIENT_RULES, combine_gradients
 from .hidden_losses import HIDDEN_LOSSES, hidden_loss
 from .layers import LAYER_MAPS, LearntMap, layer_map, unit_rms
+from .liger_losses import check_liger, liger_loss
 from .logit_losses import LOGIT_LOSSES, check_logit_loss, logit_and_target_loss
 from .projectors import PROJECTORS, Whiten, new_projector
 from .regularise import add_noise, batch_statistics_loss
@@ -57,6 +58,7 @@ class DistillationSettings(Config):
     teacher_noise: float = Field(0.0, ge=0)  # on the states of `layers`, beside their root mean square; in training only
     student_noise: float = Field(0.0, ge=0)
     gradients: Literal[GRADIENT_RULES] = "sum"  # of output (logits and targets), hidden states and attention maps
+    kernels: Literal["chunks", "liger"] = "chunks"  # that compute the loss of logits; liger: see `liger_losses`
 
     @property
     def compares_states(self) -> bool:
@@ -101,6 +103,8 @@ def check_student(
             raise InputError(f"logits: the loss is '{settings.logits}' and the teacher gives none; allowed: a teacher with "
                              "logits, or logits=none")
         check_logit_loss(settings.logits, given.logits, given.temperature)
+    if settings.kernels == "liger":
+        check_liger(settings.logits, given.logits)
     rate = next((value for name in ("attention_dropout", "attn_pdrop") if (value := getattr(config, name, 0.0))), 0.0)
     if settings.attention != "none" and rate and not isinstance(config, ModernLLMConfig):
         raise InputError(f"attention: the student's attention dropout is {rate}, and models of transformers give attention maps "
@@ -233,20 +237,23 @@ def _output_terms(self: Distillation, student: StudentOutput, signal: Signal, ta
     "Weighted loss of logits and targets with its graph, and both as metrics."
     settings, scored = self.settings, targets != IGNORE
     hidden, chosen = student.hidden[scored], targets[scored]
-    if settings.logits != "none":
+    if settings.logits != "none" and settings.kernels == "chunks":
         total, loss, nats = logit_and_target_loss(
             hidden, student.weight, signal.logits, chosen if settings.target_weight else None,
             weights=(settings.logits_weight, settings.target_weight), kind=settings.logits,
             temperature=self.teacher.settings.temperature, softcap=student.softcap,
         )
         return total, {"logits": loss} | ({"nats": nats} if settings.target_weight else {})
-    if not settings.target_weight:
-        return None, {}
-    if student.weight is None:
-        nats = F.cross_entropy(hidden.float(), chosen, reduction="sum")
-    else:
-        nats, _ = linear_loss(hidden, student.weight, chosen, softcap=student.softcap)
-    return settings.target_weight * nats, {"nats": nats}
+    found = {}
+    if settings.logits != "none":
+        found["logits"] = liger_loss(hidden, student.weight, signal.logits, kind=settings.logits, softcap=student.softcap,
+                                     temperature=self.teacher.settings.temperature)
+    if settings.target_weight and student.weight is None:
+        found["nats"] = F.cross_entropy(hidden.float(), chosen, reduction="sum")
+    elif settings.target_weight:
+        found["nats"], _ = linear_loss(hidden, student.weight, chosen, softcap=student.softcap)
+    weights = {"logits": settings.logits_weight, "nats": settings.target_weight}
+    return sum(weights[name] * loss for name, loss in found.items()) if found else None, found
 
 # %% ../../nbs/53_distill/distillation.ipynb #97372900
 @patch
