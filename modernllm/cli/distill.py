@@ -44,19 +44,24 @@ def fit_recording(
     out: Path,
 ):  # a `Recording`
     "Run the teacher over the training text and keep what it says."
+    import torch
 
     from modernllm.data.corpus import load_corpus
     from modernllm.distill.recording import record_teacher
     from modernllm.distill.signals import OnlineTeacher
     from modernllm.distill.student_training import StudentSettings
+    from modernllm.distill.vllm_teacher import VllmTeacher
     from modernllm.models.sources import load_pretrained
     from modernllm.training.config import uses_bfloat16
     asked, (model, tokenizer) = recipe.asked, load_pretrained(recipe.weights)
-    model = model.to(default_device())
+    bf16 = uses_bfloat16(asked.precision, torch.device(default_device()))
+    if asked.engine == "vllm":
+        teacher = VllmTeacher(model, recipe.signal, asked.context, "bf16" if bf16 else "fp32")
+    else:
+        teacher = OnlineTeacher(model.to(default_device()), recipe.signal)
     corpus = load_corpus(asked.data, tokenizer=tokenizer, limit_documents=asked.limit_documents)
     rows = StudentSettings(context=asked.context, separate_documents=asked.separate_documents).blocks(corpus.train, 0)
-    return record_teacher(out, OnlineTeacher(model, recipe.signal), rows, tokenizer, dtype=asked.dtype,
-                          batch_size=asked.batch_size, bf16=uses_bfloat16(asked.precision, model.device),
+    return record_teacher(out, teacher, rows, tokenizer, dtype=asked.dtype, batch_size=asked.batch_size, bf16=bf16,
                           origin=recipe.weights.origin())
 
 # %% ../../nbs/70_cli/distill.ipynb #50aaa730

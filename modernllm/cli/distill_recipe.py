@@ -31,6 +31,7 @@ from ..distill.student import check_context, is_shape, student_config
 from ..distill.student_training import StudentSettings
 from ..distill.teachers import TeacherSettings, asked_signal
 from ..distill.ternary_student import TernarySettings
+from ..distill.vllm_teacher import check_vllm_signal
 from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import find_config, kind_of, load_config, load_tokenizer
 from ..training.config import TrainConfig
@@ -57,6 +58,7 @@ class RecordConfig(Config):
     batch_size: Positive = 8  # rows that the teacher reads at a time
     dtype: Literal[tuple(TYPES)] = "float16"  # of hidden states, attention maps and full logits
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the teacher's arithmetic
+    engine: Literal["torch", "vllm"] = "torch"  # that runs the teacher; vllm: top-k logits only, see `vllm_teacher`
 
 
 def _fields(owners: dict[str, type[Config]], usual: dict) -> dict[str, tuple[str, object]]:
@@ -206,6 +208,8 @@ def make_record_recipe(
     weights, config = _read_teacher(asked.teacher)
     check_context("teacher", config, asked.context)
     _signal_of(signal, config)
+    if asked.engine == "vllm":
+        check_vllm_signal(signal, asked.separate_documents)
     return RecordRecipe(asked, weights, config, signal, dict(values))
 
 

@@ -83,6 +83,8 @@ def read_text(
               help="card: one stream, every quotient. lm-eval: each document alone, as lm-evaluation-harness reads it.")
 @click.option("--task", "tasks", help="Tasks in place of text: sst2,samsum,gsm8k or FILE.jsonl:INPUT:TARGET.")
 @click.option("--suite", help="Standard evaluations: all, or some of lm,tasks,instructions,preferences,maths,smallbench,speed.")
+@click.option("--engine", type=click.Choice(["torch", "vllm"]), default="torch", show_default=True,
+              help="Of the suite's smallbench: what runs the model. vllm has to be installed.")
 @click.option("--shots", default=0, show_default=True, type=click.IntRange(0), help="Of a task: examples in the prompt.")
 @click.option("--seed", default=0, show_default=True, help="Of a task: draws the shots.")
 @click.option("--rows", type=click.IntRange(1), help="Of a task or the suite: only so many rows.  [default: all; suite: 100]")
@@ -90,16 +92,18 @@ def read_text(
               help="Of a task or the suite: the prompt.  [default: as it was trained]")
 @click.option("--calibrate", is_flag=True, help="Of a task with labels: divide by the label's probability for an empty input.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Of a task or the suite: where results go.")
-def evaluate(model, data, split, context, stride, batch_size, convention, tasks, suite, **prompting):
+def evaluate(model, data, split, context, stride, batch_size, convention, tasks, suite, engine, **prompting):
     """Print the perplexity card of a model, each quotient with what it was divided by; or its metrics on tasks; or every standard
     evaluation.
 
     MODEL is a folder (a model or an adapter), a name of `modernllm models list`, or a hub id."""
+    if engine != "torch" and not suite:
+        raise click.UsageError("--engine is for --suite smallbench; leave it away")
     if suite:
         if tasks is not None or data:
             raise click.UsageError("--suite chooses its data; leave --task and --data away")
         from modernllm.cli.suite import evaluate_suite
-        asked = {"rows": prompting["rows"] or 100, "form": prompting["form"], "out": prompting["out"]}
+        asked = {"rows": prompting["rows"] or 100, "form": prompting["form"], "out": prompting["out"], "engine": engine}
         found, folder = evaluate_suite(model, suite, **asked, report=lambda line: click.echo(line, err=True))
         click.echo("\n".join([*found.lines(), f"tables, plots and examples are in {folder}"]))
         return

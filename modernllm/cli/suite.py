@@ -22,6 +22,7 @@ from ..core.plotting import COLOURS, PAGE, style, write_figure
 from ..core.project import atomic_write, settings
 from ..core.provenance import json_sha256
 from ..evaluation.analysis import write_examples
+from ..models.vllm_engine import check_vllm
 
 # %% ../../nbs/70_cli/suite.ipynb #5fa3b3d0
 def chosen_parts(
@@ -122,7 +123,8 @@ def run_suite(
         raise InputError(f"suite: nothing could be evaluated; {'; '.join(f'{what}: {why}' for what, why in skipped.items())}")
     scores = pd.concat([table.dropna(axis=1, how="all") for table in tables]).reindex(columns=_COLUMNS)
     atomic_write(out / "suite.csv", scores.to_csv(index=False))
-    facts = {"model": subject.weights.origin(), "rows": subject.rows, "form": subject.form, "data": read, "skipped": skipped}
+    facts = {"model": subject.weights.origin(), "rows": subject.rows, "form": subject.form, "engine": subject.engine,
+             "data": read, "skipped": skipped}
     atomic_write(out / "suite.json", json.dumps({**facts, **environment()}, indent=1, default=str) + "\n")
     return Suite(scores, skipped, list(dict.fromkeys(stand_ins)))
 
@@ -133,12 +135,17 @@ def evaluate_suite(
     *,
     rows: int,  # of each data set
     form: str | None,  # of the prompts; None: as the model was fine-tuned
+    engine: str,  # "torch"; "vllm" for smallbench alone
     out: Path | None,  # None: below runs/evaluate
     report: Callable[[str], None],
 ) -> tuple[Suite, Path]:  # and the folder
     "Run parts of the suite on a model."
     wanted, form = chosen_parts(names), form or form_of(model)
-    subject = read_subject(model, rows, form)
-    key = json_sha256([subject.weights.name, subject.weights.sha256, wanted, rows, form])[:8]
+    if engine == "vllm":
+        check_vllm()
+        if wanted != ["smallbench"]:
+            raise InputError(f"engine=vllm scores given text; allowed: --suite smallbench, or without --engine; given: {names}")
+    subject = read_subject(model, rows, form, engine)
+    key = json_sha256([subject.weights.name, subject.weights.sha256, wanted, rows, form, engine])[:8]
     out = out or settings().runs / "evaluate" / key
     return run_suite(subject, wanted, out, report), out

@@ -34,6 +34,7 @@ from ..hf.task_evaluation import evaluate_task, model_kind
 from ..hf.tasks import Task, find_task, read_task
 from ..models.generation import continue_prompts
 from ..models.pretrained import Weights
+from ..models.vllm_engine import VllmEngine
 from ..training.config import uses_bfloat16
 from ..training.utilisation import fastest
 
@@ -47,6 +48,7 @@ class Subject:
     weights: Weights
     rows: int  # of each data set
     form: str = "auto"  # of the prompts
+    engine: str = "torch"  # or "vllm": of multiple choice
 
     @property
     def device(self) -> torch.device:
@@ -78,12 +80,13 @@ def read_subject(
     name: str,  # what `load_model` takes
     rows: int = 100,  # of each data set
     form: str = "auto",  # of the prompts
+    engine: str = "torch",  # or "vllm"
 ) -> Subject:
     "Load a causal model; one of another kind is refused."
     model, tokenizer, weights = load_model(name)
     if (kind := model_kind(model)) != "causal":
         raise InputError(f"suite: {name} is a {kind} model; needed: a causal one")
-    return Subject(model.to(default_device()), tokenizer, weights, rows, form)
+    return Subject(model.to(default_device()), tokenizer, weights, rows, form, engine)
 
 # %% ../../nbs/70_cli/suite_parts.ipynb #34045d43
 def text_scores(subject: Subject, name: str, split: str, share: float) -> Found:
@@ -150,7 +153,8 @@ def _categories(rules: str, examples: list[Example]) -> dict[str, pd.DataFrame]:
 # %% ../../nbs/70_cli/suite_parts.ipynb #5377d9a1
 def held_out_scores(subject: Subject) -> Found:
     "Accuracy on each set of SmallBench with the level of chance, and the mean."
-    bench = smallbench(subject.model, subject.tokenizer, subject.rows, precision=subject.precision)
+    model = VllmEngine(subject.model, precision=subject.precision) if subject.engine == "vllm" else subject.model
+    bench = smallbench(model, subject.tokenizer, subject.rows, precision=subject.precision)
     scores = [{"data": row.pop("set"), "metric": row.pop("measure"), **row} for row in bench.rows()]
     scores = [{**row, "unit": "perplexity" if row["metric"] == "perplexity" else "share"} for row in scores]
     examples = [example for one in bench.sets for example in one.examples]

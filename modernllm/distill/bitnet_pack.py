@@ -98,6 +98,6 @@ def as_transformers(
         if isinstance(module, BitLinear):
             module.__class__ = nn.Linear
     del plain.config.quantization_config
-    other = (convert.to_qwen3 if plain.config.qk_norm else convert.to_llama)(plain)
+    other = (convert.to_qwen3 if plain.config.qk_norm else convert.to_llama)(plain)  # not a Mixtral, whose experts are no Linear
     kept = model.config.quantization_config["modules_to_not_convert"]
     return to_bitnet(other, keep=[name for name in kept if name != "lm_head"])

@@ -44,7 +44,7 @@ def recording_key(
         "tokenizer": {"sha256": tokenizer_hash(tokenizer)},
         "data": blocks.data,
         "signal": teacher.settings.to_dict(),
-        "numbers": {"dtype": check_name("dtype", dtype, TYPES), "computed_in": "bf16" if bf16 else "fp32"},
+        "numbers": {"dtype": check_name("dtype", dtype, TYPES), "computed_in": teacher.computed_in(bf16)},
     }
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SignalSettings', 'check_vocabulary', 'TeacherHead', 'TopLogits', 'SampledTokens', 'Signal', 'TeacherSignal',
-           'logit_chunks', 'top_logits', 'draw_tokens', 'kept_attention', 'model_sha256', 'OnlineTeacher',
-           'narrow_teacher']
+           'logit_chunks', 'top_logits', 'draw_tokens', 'asked_logits', 'kept_attention', 'model_sha256',
+           'OnlineTeacher', 'narrow_teacher']
 
 # %% ../../nbs/53_distill/signals.ipynb #e0a85c60
 import json
@@ -181,6 +181,19 @@ def draw_tokens(
         ids[first : first + len(scores)] = probabilities.multinomial(draws, replacement=True)
     return SampledTokens(ids)
 
+
+def asked_logits(
+    asked: SignalSettings,
+    logits: TeacherHead | Tensor,
+) -> TeacherHead | Tensor | TopLogits | SampledTokens | None:
+    "Logits in the form that is asked for."
+    if asked.logits in ("topk", "sampled"):
+        return (top_logits if asked.logits == "topk" else draw_tokens)(logits, asked.k, asked.temperature)
+    if asked.logits == "none":
+        return None
+    _check_finite(logits.hidden if isinstance(logits, TeacherHead) else logits)
+    return logits
+
 # %% ../../nbs/53_distill/signals.ipynb #b3589e2d
 @contextmanager
 def kept_attention(
@@ -241,6 +254,13 @@ class OnlineTeacher(TeacherSignal):
     def sha256(self) -> str:
         return model_sha256(self.model)  # of weights and configuration
 
+    def computed_in(
+        self,
+        bf16: bool,  # under autocast
+    ) -> str:
+        "The arithmetic, as recordings name it."
+        return "bf16" if bf16 else "fp32"
+
     def flops_per_token(self, context):
         terms = model_flops(self.model, context)
         return None if terms is None else sum(terms.values()) - terms["head"] * (self.settings.logits == "none")
@@ -265,17 +285,7 @@ class OnlineTeacher(TeacherSignal):
             logits = TeacherHead(out[0][scored], head.weight, head.softcap)
         last = {} if head is None else {self.n_layers: out[0]}
         hidden = {layer: last[layer] if layer in last else out.hidden_states[layer] for layer in asked.hidden}
-        return Signal(self._logits(logits), hidden, {layer: maps[layer] for layer in asked.attentions})
-
-    def _logits(self, logits: TeacherHead | Tensor) -> TeacherHead | Tensor | TopLogits | SampledTokens | None:
-        "In the form that is asked for."
-        asked = self.settings
-        if asked.logits in ("topk", "sampled"):
-            return (top_logits if asked.logits == "topk" else draw_tokens)(logits, asked.k, asked.temperature)
-        if asked.logits == "none":
-            return None
-        _check_finite(logits.hidden if isinstance(logits, TeacherHead) else logits)
-        return logits
+        return Signal(asked_logits(asked, logits), hidden, {layer: maps[layer] for layer in asked.attentions})
 
 # %% ../../nbs/53_distill/signals.ipynb #5e0c71d6
 def narrow_teacher(

@@ -22,6 +22,7 @@ from ..core.evaluation_mode import evaluation_mode
 from ..data.encoding import pad_rows
 from .intervals import wilson
 from ..models.output_head import logprobs_at
+from ..models.vllm_engine import VllmEngine
 
 # %% ../../nbs/40_evaluation/choices.ipynb #3080b973
 @dataclass(frozen=True)
@@ -123,26 +124,32 @@ def _read_prefix(model: nn.Module, ids: tuple[int, ...]) -> _Prefix:
 
 # %% ../../nbs/40_evaluation/choices.ipynb #3298c681
 def fitted(
-    model: nn.Module,
+    model: nn.Module | VllmEngine,
     rows: Sequence[tuple[list[int], int]],  # of `encode_continuation`
 ) -> tuple[list[Row], int]:  # and how many were cut
     "Rows truncated on the left to the model's context."
-    context = getattr(model.config, "max_position_embeddings", None) or max(len(ids) for ids, _ in rows)
+    if isinstance(model, VllmEngine):
+        context = model.context - 1
+    else:
+        context = getattr(model.config, "max_position_embeddings", None) or max(len(ids) for ids, _ in rows)
     cut = sum(len(ids) > context + 1 for ids, _ in rows)
     return [Row(tuple(ids[-(context + 1) :]), min(own, context)) for ids, own in rows], cut
 
 
 @torch.inference_mode()
 def continuation_logprobs(
-    model: nn.Module,  # causal
+    model: nn.Module | VllmEngine,  # causal
     rows: Sequence[tuple[list[int], int]],  # of `encode_continuation`
     *,
     batch_tokens: int | None = None,  # tokens of a batch, behind the common prefix; changes speed, not results; None: by device
     precision: str = "fp32",  # or "bf16": under autocast, faster and rougher
 ) -> tuple[list[float], int]:  # summed log-probability (nats) of each continuation; how many rows were cut to the model's context
     "Log-probability of continuations. A row longer than the context loses tokens at its beginning."
-    device = next(model.parameters()).device
     rows, cut = fitted(model, rows)
+    if isinstance(model, VllmEngine):
+        found = model.score([row.ids for row in rows])
+        return [scores.own[-row.own :].double().sum().item() for row, scores in zip(rows, found)], cut
+    device = next(model.parameters()).device
     batch_tokens = batch_tokens or (512 if device.type == "cpu" else 32768)
     readers = shared_runs(rows)
     order, sums, at = sorted(readers, key=len, reverse=True), [0.0] * len(rows), 0

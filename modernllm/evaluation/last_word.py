@@ -22,6 +22,7 @@ from .choices import Row, encode_continuation, fitted
 from .intervals import wilson
 from ..models.output_head import no_cache_kwargs, output_head
 from ..models.transformer import softcap
+from ..models.vllm_engine import TokenScores, VllmEngine
 
 # %% ../../nbs/40_evaluation/last_word.ipynb #38bc2b54
 class Passage(NamedTuple):
@@ -66,15 +67,22 @@ class Prediction(NamedTuple):
     right: bool  # these are the word's tokens
 
 
+def _from_scores(row: Row, scores: TokenScores) -> Prediction:
+    best = tuple(scores.ids[-row.own :, 0].tolist())
+    return Prediction(-scores.own[-row.own :].double().sum().item(), best, best == row.ids[-row.own :])
+
+
 @torch.inference_mode()
 def predict_rows(
-    model: nn.Module,  # causal
+    model: nn.Module | VllmEngine,  # causal
     rows: Sequence[Row],
     *,
     batch_tokens: int | None = None,  # tokens of a batch; changes speed, not results; None: by device
     precision: str = "fp32",  # or "bf16": under autocast, faster and rougher
 ) -> list[Prediction]:
     "Predict the continuation of each row."
+    if isinstance(model, VllmEngine):
+        return [_from_scores(row, scores) for row, scores in zip(rows, model.score([row.ids for row in rows]))]
     device, found = next(model.parameters()).device, {}
     batch_tokens = batch_tokens or (512 if device.type == "cpu" else 32768)
     order = sorted(range(len(rows)), key=lambda k: -len(rows[k].ids))

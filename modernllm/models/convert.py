@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARED_FIELDS', 'NOT_IN_LLAMA', 'EXPERT_FIELDS', 'PLAIN_LLAMA', 'check_stored_weights', 'to_llama', 'from_llama',
-           'share_llama', 'to_qwen3', 'to_mixtral', 'from_mixtral']
+           'share_llama', 'to_qwen3', 'to_mixtral', 'to_transformers', 'from_mixtral']
 
 # %% ../../nbs/20_models/convert.ipynb #802176b7
 import os
@@ -163,6 +163,13 @@ def to_mixtral(
         raise InputError("to_mixtral: the model has no experts (num_local_experts is 0); to_llama is for dense models")
     config = MixtralConfig(**{name: getattr(c, name) for name in (*SHARED_FIELDS, *EXPERT_FIELDS)})
     return _copy_weights(model, MixtralForCausalLM(config))
+
+
+def to_transformers(
+    model: ModernDecoderLM,
+) -> LlamaForCausalLM | Qwen3ForCausalLM | MixtralForCausalLM:  # a copy in evaluation mode
+    "Convert to the class of `transformers` that computes the same; `InputError` if there is none."
+    return (to_mixtral if model.config.num_local_experts else to_qwen3 if model.config.qk_norm else to_llama)(model)
 
 
 def from_mixtral(
