@@ -33,9 +33,9 @@ from ..training.utilisation import matmul_limit
 MIB, GIB = 2**20, 2**30
 
 # %% ../../nbs/53_distill/forecast.ipynb #7e34258c
-CARDS = {  # name: what the maker says: name, memory in GiB, operations a second in bfloat16 without sparsity; USD an hour
-    "h100": ("NVIDIA H100 SXM", 80, 989e12, 3.0),  # typical on demand in early 2026: 2.5 to 4
-    "a100": ("NVIDIA A100 SXM", 80, 312e12, 2.0),  # 1.5 to 2.5
+CARDS = {  # name: what the maker says: name, memory in GiB, operations/s in bfloat16 without sparsity; USD an hour, estimated
+    "h100": ("NVIDIA H100 SXM", 80, 989e12, 3.0),  # on demand in early 2026: 2.5 to 4
+    "a100": ("NVIDIA A100 SXM", 80, 312e12, 2.0),  # 1.5 to 2.5; RunPod 1.89 (github.com/skypilot-org/skypilot-catalog, 0727c2b)
     "l4": ("NVIDIA L4", 24, 121e12, 0.7),
 }
 SHARES = {  # that a training reaches of the rate of a matrix product: by kind of device, with the study that says so
@@ -65,7 +65,7 @@ def find_machine(
     per_card = f"{here.gpu_hour_price:g} USD an hour of a card (MODERNLLM_GPU_HOUR_PRICE)"
     if card is not None:
         name, gib, rate, usual = CARDS[check_name("card", card, CARDS)]
-        typical = f"{usual:g} USD an hour of a card, typical on demand in early 2026 (yours: MODERNLLM_GPU_HOUR_PRICE)"
+        typical = f"{usual:g} USD an hour of a card, an estimate for early 2026, on demand (yours: MODERNLLM_GPU_HOUR_PRICE)"
         own = bool(os.environ.get("MODERNLLM_GPU_HOUR_PRICE"))
         usd, price = (here.gpu_hour_price, per_card) if own else (usual, typical)
         return Machine(name, "cuda", gib * GIB, rate, "as its maker says", usd, price)
