@@ -36,7 +36,5 @@ def card(model, licence, listed, push_to_hub):
         raise InputError(f"{'licence' if model else 'model'} is missing: modernllm card MODEL --licence NAME; allowed: "
                          f"{', '.join(LICENCES)} (`modernllm card --licences` describes them)")
     from modernllm.reporting.distillation_card import write_card
-    path, warnings, address = write_card(model, licence, push_to_hub or False)
-    for line in warnings:
-        click.echo(f"warning: {line}")
+    path, address = write_card(model, licence, push_to_hub or False, click.echo)
     click.echo(f"card in {path}; uploaded: {address or 'nothing'}")

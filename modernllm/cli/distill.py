@@ -144,9 +144,10 @@ def forecast_lines(
     from modernllm.distill.recording_files import find_recording
     record = recipe.asked.record
     told = forecast(recipe.student_config, recipe.config, recipe.signal, recipe.loss, recipe.settings, recipe.training,
-                    find_machine(card), recorded=bool(record), recording=find_recording(record))
+                    find_machine(card, recipe.training.precision), recorded=bool(record), recording=find_recording(record))
     ternary = ["a ternary student: as for one in full precision, which needs about as much in training"] * recipe.ternary.bitnet
-    return told.lines() + ternary
+    single = ["precision: memory is predicted for bfloat16 autocast; in float32 activations take up to twice as much"]
+    return told.lines() + ternary + single * (recipe.training.precision == "fp32")
 
 # %% ../../nbs/70_cli/distill.ipynb #cdcab3aa
 TERMS = ("logits", "hidden", "attention")

@@ -31,7 +31,7 @@ from ..distill.student import check_context, is_shape, student_config
 from ..distill.student_training import StudentSettings
 from ..distill.teachers import TeacherSettings, asked_signal
 from ..distill.ternary_student import TernarySettings
-from ..distill.vllm_teacher import check_vllm_signal
+from ..distill.vllm_teacher import check_vllm_context, check_vllm_signal
 from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import find_config, kind_of, load_config, load_tokenizer
 from ..training.config import TrainConfig
@@ -159,11 +159,12 @@ def _check_ternary(config: PreTrainedConfig, ternary: TernarySettings) -> None:
 
 
 def _check_loss(
-    loss: DistillationSettings, signal: SignalSettings, student: PreTrainedConfig, teacher: PreTrainedConfig
+    loss: DistillationSettings, signal: SignalSettings, student: PreTrainedConfig, teacher: PreTrainedConfig, dry: bool = False
 ) -> None:
-    "`InputError` if student, teacher and losses do not fit."
+    "`InputError` if student, teacher and losses do not fit; `dry`: the kernels may be those of another machine."
+    left = {"whiten": False} | ({"kernels": "chunks"} if dry else {})
     with torch.device("meta"):
-        Distillation(SimpleNamespace(config=student), _signal_of(signal, teacher), loss.model_copy(update={"whiten": False}))
+        Distillation(SimpleNamespace(config=student), _signal_of(signal, teacher), loss.model_copy(update=left))
 
 # %% ../../nbs/70_cli/distill_recipe.ipynb #5d137ee2
 def _check_effect(values: dict[str, Any], loss: DistillationSettings, signal: SignalSettings) -> None:
@@ -175,6 +176,11 @@ def _check_effect(values: dict[str, Any], loss: DistillationSettings, signal: Si
         (loss.logits != "none", "--loss logits=…", ("logits_weight", "source", "temperature")),
         (signal.logits in ("topk", "sampled"), "source=topk or source=sampled", ("k",)),
     ]
+    _check_read(values, readers)
+
+
+def _check_read(values: dict[str, Any], readers: list[tuple[Any, str, tuple[str, ...]]]) -> None:
+    "Readers: whether they are on, what turns them on, and what they read."
     for read, needed, names in readers:
         if not read and (idle := [name for name in names if name in values]):
             raise InputError(f"{idle[0]} has no effect here; allowed: with {needed}, or leave it away")
@@ -208,8 +214,12 @@ def make_record_recipe(
     weights, config = _read_teacher(asked.teacher)
     check_context("teacher", config, asked.context)
     _signal_of(signal, config)
+    draws, wide = signal.logits in ("topk", "sampled"), signal.logits == "full" or signal.hidden or signal.attentions
+    _check_read(values, [(draws, "logits=topk or logits=sampled", ("k", "temperature")),
+                         (wide, "logits=full, hidden=[…] or attentions=[…]", ("dtype",))])
     if asked.engine == "vllm":
         check_vllm_signal(signal, asked.separate_documents)
+        check_vllm_context(config, asked.context)
     return RecordRecipe(asked, weights, config, signal, dict(values))
 
 
@@ -240,7 +250,7 @@ def make_distill_recipe(
         _check_recording(begun, signal, config)
     if ternary.bitnet and training.max_steps:
         check_warmup(ternary.ternary_warmup_steps, training.max_steps)
-    _check_loss(loss, signal, shape, config)
+    _check_loss(loss, signal, shape, config, dry)
     return DistillRecipe(asked, weights, config, signal, dict(values), student, shape, loss, settings, ternary,
                          training)
 

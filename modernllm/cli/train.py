@@ -226,6 +226,9 @@ def generate(model, prompts, **options):
     "Continue prompts with a saved model."
     from modernllm.hf.adapters import load_model
     loaded, tokenizer, _ = load_model(model, "causal")
+    if getattr(loaded.config, "quantization_config", None) is not None and loaded.device.type == "cpu":
+        from modernllm.distill.ternary_generate import fast_ternary, has_ternary
+        loaded = fast_ternary(loaded) if has_ternary(loaded) else loaded
     from modernllm.models.generation import generate_text
     for prompt, text in zip(prompts, generate_text(loaded, tokenizer, list(prompts), **options)):
         click.echo(prompt + text)

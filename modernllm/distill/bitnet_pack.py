@@ -17,6 +17,7 @@ from ..core.config import InputError, check_name
 from .bitlinear import BitLinear, ternary
 from .bitnet_convert import to_bitnet
 from ..models import convert
+from ..models.ternary_scales import SCALES_FOR
 
 # %% ../../nbs/53_distill/bitnet_pack.ipynb #53c40006
 def pack_ternary(
@@ -84,6 +85,7 @@ def save_packed(
     written.hf_quantizer = None  # of a model that was read from a folder: `save_pretrained` would let it replace `state`
     written.config = copy.deepcopy(model.config)
     written.config.quantization_config |= {"linear_class": linear_class, "quantization_mode": "offline"}
+    setattr(written.config, SCALES_FOR, linear_class)
     written.save_pretrained(folder, state_dict=state)
     written.config.dtype = dtype  # which was set to the model's
     written.config.save_pretrained(folder)

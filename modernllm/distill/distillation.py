@@ -291,10 +291,13 @@ def loss(self: Distillation, model, batch):
 # %% ../../nbs/53_distill/distillation.ipynb #12fc8afc
 @patch
 def flops_per_token(self: Distillation, model, batch):
-    "Of the student's training and the teacher's forward pass; projectors, small beside both, are left out."
+    """Of the student's training, with a backward pass for each term that a rule for gradients compares, and of the teacher's
+    forward pass; projectors, small beside both, are left out."""
     context, weight = batch["input_ids"].shape[1], int((batch["targets"] != IGNORE).sum())
     own, teacher = model_flops(model, context), self.teacher.flops_per_token(context)
     if own is None or teacher is None or not weight or not all(p.requires_grad for p in model.parameters()):
         return None
-    headless = self.settings.logits == "none" and not self.settings.target_weight
-    return (3 * (sum(own.values()) - own["head"] * headless) + teacher) * batch["input_ids"].numel() / weight
+    has_output = self.settings.logits != "none" or self.settings.target_weight > 0
+    body, head = sum(own.values()) - own["head"], own["head"] * has_output
+    terms = 1 if self.settings.gradients == "sum" else has_output + bool(self.pairs) + bool(self.maps)
+    return (3 * head + (1 + 2 * terms) * body + teacher) * batch["input_ids"].numel() / weight

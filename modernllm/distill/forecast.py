@@ -36,10 +36,10 @@ MIB, GIB = 2**20, 2**30
 CARDS = {  # name: what the maker says: name, memory in GiB, operations/s in bfloat16 without sparsity; USD an hour, estimated
     "h100": ("NVIDIA H100 SXM", 80, 989e12, 3.0),  # on demand in early 2026: 2.5 to 4
     "a100": ("NVIDIA A100 SXM", 80, 312e12, 2.0),  # 1.5 to 2.5; RunPod 1.89 (github.com/skypilot-org/skypilot-catalog, 0727c2b)
-    "l4": ("NVIDIA L4", 24, 121e12, 0.7),
+    "l4": ("NVIDIA L4", 22.5, 121e12, 0.7),  # of its 24, what a program finds
 }
 SHARES = {  # that a training reaches of the rate of a matrix product: by kind of device, with the study that says so
-    "cpu": (0.5, "recipe"),  # 0.38 to 0.65 over its variants
+    "cpu": (0.37, "distill_schedule"),  # median of its trainings, 0.17 to 0.40
     "cuda": (0.2, "max_size"),  # on an H100
 }
 
@@ -59,18 +59,21 @@ class Machine:
 
 def find_machine(
     card: str | None = None,  # one of CARDS; None: this machine
+    precision: str = "auto",  # of the training: "auto", "bf16" or "fp32"
 ) -> Machine:
     "A machine with its rate, measured here or published."
     here = project_settings()
     per_card = f"{here.gpu_hour_price:g} USD an hour of a card (MODERNLLM_GPU_HOUR_PRICE)"
     if card is not None:
         name, gib, rate, usual = CARDS[check_name("card", card, CARDS)]
+        if precision == "fp32":
+            raise InputError("precision is 'fp32'; allowed with --card: auto or bf16, of which the rates of cards are")
         typical = f"{usual:g} USD an hour of a card, an estimate for early 2026, on demand (yours: MODERNLLM_GPU_HOUR_PRICE)"
         own = bool(os.environ.get("MODERNLLM_GPU_HOUR_PRICE"))
         usd, price = (here.gpu_hour_price, per_card) if own else (usual, typical)
-        return Machine(name, "cuda", gib * GIB, rate, "as its maker says", usd, price)
+        return Machine(name, "cuda", int(gib * GIB), rate, "as its maker says", usd, price)
     device = torch.device(default_device())
-    rate = matmul_limit(device, torch.bfloat16 if uses_bfloat16("auto", device) else torch.float32)
+    rate = matmul_limit(device, torch.bfloat16 if uses_bfloat16(precision, device) else torch.float32)
     memory, origin = memory_limit(device), "as a product of large matrices has just reached"
     if device.type == "cuda":
         return Machine(torch.cuda.get_device_name(device), "cuda", memory, rate, origin, here.gpu_hour_price, per_card)
@@ -271,7 +274,7 @@ def forecast(
     learner, model = on_meta(student), on_meta(teacher)
     asked = _Planned(model, signal)
     with torch.device("meta"):
-        objective = Distillation(learner, asked, loss.model_copy(update={"whiten": False}))
+        objective = Distillation(learner, asked, loss.model_copy(update={"whiten": False, "kernels": "chunks"}))
     rows, context = settings.batch_size, settings.context
     batch = dict.fromkeys(("input_ids", "targets"), torch.zeros(rows, context, dtype=torch.int64))
     each, once = objective.flops_per_token(learner, batch), asked.flops_per_token(context)

@@ -28,7 +28,7 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
 def cka(student: Tensor, teacher: Tensor) -> Tensor:
     "1 - linear CKA, times the number of positions; the widths may differ."
     with torch.autocast(student.device.type, enabled=False):
-        x, y = student - student.mean(0), teacher - teacher.mean(0)
+        x, y = (F.normalize((states - states.mean(0)).flatten(), dim=0).view_as(states) for states in (student, teacher))
         cross, own, other = (torch.linalg.vector_norm(product) for product in (x.T @ y, x.T @ x, y.T @ y))
         return len(x) * (1 - cross.square() / (own * other).clamp(min=1e-12))  # states that are all the same have no similarities
 

@@ -87,6 +87,9 @@ def recorded_teacher(
         record_teacher(folder, OnlineTeacher(load(), signal), blocks, tokenizer, bf16=bf16, origin=origin)
     elif not begun.is_finished():
         numbers = begun.key["numbers"]
+        if numbers["computed_in"].startswith("vllm"):
+            raise InputError(f"{folder} is a recording that vLLM has begun; allowed: a whole one: modernllm record-teacher with "
+                             "the same settings and engine=vllm goes on with it")
         record_teacher(folder, OnlineTeacher(load(), begun.settings), blocks, tokenizer, dtype=numbers["dtype"],
                        bf16=numbers["computed_in"] == "bf16", origin=origin)
     return RecordedTeacher(folder, signal)

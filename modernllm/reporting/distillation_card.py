@@ -8,6 +8,8 @@ __all__ = ['Trained', 'read_trained', 'metadata', 'privacy', 'distillation_card'
 # %% ../../nbs/60_reporting/distillation_card.ipynb #2f96dfd2
 import dataclasses
 import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from ..core.config import InputError, check_name, load_yaml
 from ..core.project import atomic_write
 from ..core.records import DataRead, ModelRead
 from ..data.catalogue import CATALOGUE
+from ..data.text_files import project_name
 from ..evaluation.perplexity import PerplexityCard
 from ..models.hub_upload import push_model
 from ..models.pretrained import PRETRAINED, PretrainedModel, model_folder
@@ -95,6 +98,13 @@ _TERMS = {"logits_weight": ("logits",), "hidden_weight": ("hidden",), "attention
                                                               _STATES)}
 
 
+def _matched(losses: dict) -> str:  # of a record
+    "What of the teacher the terms that are on compare."
+    kinds = {"logits": "logits", "hidden": "hidden states", "batch_weight": "means and covariances of hidden states",
+             "attention": "attention maps"}
+    return " and ".join(kind for name, kind in kinds.items() if losses.get(name, "none") not in _OFF)
+
+
 def _losses(losses: dict) -> dict:  # of a record
     "Settings of the terms that are on."
     on = {name: value for name, value in losses.items() if value not in _OFF}
@@ -127,6 +137,7 @@ def privacy(
 def distillation_card(
     trained: Trained,
     licence: str,  # one of LICENCES
+    where: str,  # its folder or repository, for whoever uses it
 ) -> str:  # README.md, with metadata
     "The model card of a student."
     record, teacher = trained.record, trained.teacher
@@ -147,19 +158,22 @@ def distillation_card(
         + " with uncommitted changes" * bool(record["dirty"]) + f", Python {escape(record['python'])}",
         f"machine: {escape(', '.join([made['cpu'], *made['gpus']]))}",
     ]
+    if changed := record.get("exported"):
+        facts.append(f"exported as {escape(changed)}: results are those of the model before")
     limits = ["Numbers of one training: how much chance is in them is not known.",
               "The weights are those of the best evaluation on this validation split: its numbers are optimistic; no test split "
               "was read.",
               "Nothing has been done to keep it from saying what is false or harmful; it is for experiments."]
     parts = [
         f"---\n{metadata(trained, licence)}\n---", f"# {escape(trained.name)}",
-        f"A student that was trained to predict what {escape(teacher.name)} predicts. Written from the record of its training.",
+        f"A student of {escape(teacher.name)}, trained to match its {_matched(record['losses'])}. Written from the record of its "
+        "training.",
         "## Results", results, "How they were counted:", bullets([*counted, escape(record["conventions"])]),
         "## Training", bullets(facts), "Losses:", bullets(losses), settings,
         "## Data and weights read", data_table([trained.reads]), "## Privacy", bullets(privacy(trained)),
         "## Licence", f"[{chosen.title}]({chosen.link})",
         bullets([*chosen.limits, *(f"Note: {escape(line)}." for line in warnings)]),
-        "## Limits", bullets(limits), "## Use", f"```sh\nmodernllm generate {trained.name} 'The function returns'\n```",
+        "## Limits", bullets(limits), "## Use", f"```sh\nmodernllm generate {shlex.quote(where)} 'The function returns'\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -168,10 +182,13 @@ def write_card(
     folder: str | Path,  # as `modernllm distill` left it
     licence: str,  # one of LICENCES
     push_to_hub: str | bool = False,  # False: nothing leaves this machine; ORG/NAME: model and card are uploaded there
-) -> tuple[Path, list[str], str | None]:  # the card, warnings about the licence, the address on the hub
+    report: Callable[[str], object] = print,  # told what the licence does not fit, before anything is uploaded
+) -> tuple[Path, str | None]:  # the card, the address on the hub
     "Write README.md beside the weights."
     check_name("licence", licence, LICENCES)
     trained = read_trained(folder)
-    path = atomic_write(model_folder(folder) / "README.md", distillation_card(trained, licence))
-    warnings = licence_warnings(licence, trained.teacher.name, trained.teacher.licence)
-    return path, warnings, push_model(folder, push_to_hub) if push_to_hub else None
+    card = distillation_card(trained, licence, push_to_hub or project_name(folder))
+    path = atomic_write(model_folder(folder) / "README.md", card)
+    for line in licence_warnings(licence, trained.teacher.name, trained.teacher.licence):
+        report(f"warning: {line}")
+    return path, push_model(folder, push_to_hub) if push_to_hub else None

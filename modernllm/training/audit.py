@@ -77,5 +77,6 @@ def audit_line(
     seconds = {part: sum(row[f"{part}_seconds"] for row in rows) for part in ("train", "eval")}
     peaks = {part: max(row[f"{part}_peak_mb"] for row in rows) for part in seconds}
     freed = sum(row["freed_mb"] for row in rows)
-    return (f"rounds: {len(rows)}; training {seconds['train']:.1f} s, peak {peaks['train']:.1f} MiB; evaluation "
-            f"{seconds['eval']:.1f} s, peak {peaks['eval']:.1f} MiB; {freed:.1f} MiB freed between them")
+    step = 1e3 * seconds["train"] / rows[-1]["step"]
+    return (f"rounds: {len(rows)}; training {seconds['train']:.1f} s, {step:.0f} ms a step, peak {peaks['train']:.1f} MiB; "
+            f"evaluation {seconds['eval']:.1f} s, peak {peaks['eval']:.1f} MiB; {freed:.1f} MiB freed between them")

@@ -23,6 +23,7 @@ from modernllm.data.tokenizers import train_bpe
 from modernllm.distill import forecast as forecasts
 from modernllm.distill.bitnet_convert import to_bitnet
 from modernllm.distill.bitnet_pack import save_packed
+from modernllm.distill.ternary_generate import TernaryLinear
 from modernllm.distill.recording_files import open_recording
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.sources import load_pretrained, save_model
@@ -98,15 +99,25 @@ def test_a_student_learns_from_a_recording_while_the_teacher_is_not_loaded(base,
 
 
 @pytest.mark.parametrize("student", ["layers=2 hidden=16 heads=2", "gpt2", "ternary"])
-def test_a_ternary_student_is_used_and_packed(student, base, tmp_path, capsys):
+def test_a_ternary_student_is_used_and_packed(student, base, tmp_path, capsys, monkeypatch):
     student, out = student if "=" in student else str(base / student), tmp_path / "one"
     words = ["--bitnet", "ternary_warmup_steps=3", "eight_bit_backward=true", "--out", str(out)]
     assert main(distil(base, *words, student=student)) == 0
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if "export" in line).split()
     assert line == ["modernllm", "export", str(out), "--to", "bitnet", "--weights", "bf16"] and "ternary student" in said
-    assert main(["generate", str(out), "A line", "--max-new-tokens", "3", "--temperature", "0"]) == 0
     assert main([*line[1:-1], "f32", "--out", str(tmp_path / "packed")]) == 0
+    assert main(["card", str(tmp_path / "packed"), "--licence", "mit"]) == 0
+    text = (tmp_path / "packed/README.md").read_text()
+    assert "exported as packed ternary weights" in text and "modernllm generate packed " in text
+    texts, layers = [], []
+    made = TernaryLinear.forward
+    monkeypatch.setattr(TernaryLinear, "forward", lambda self, x: layers.append(self) or made(self, x))
+    for folder in (out, tmp_path / "packed"):
+        layers.clear(), capsys.readouterr()
+        assert main(["generate", str(folder), "A line", "--max-new-tokens", "3", "--temperature", "0"]) == 0 and layers
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
     trained, _ = load_pretrained(out)
     ids = torch.arange(12)[None]
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -266,7 +277,8 @@ def test_a_changed_shard_is_found_and_recorded_again(base, tmp_path, capsys):
     (["hidden=[4]"], ["layer 4", "0 to 3"]), (["k=281"], ["k is 281"]), (["temperature=0"], ["temperature is 0"]),
     (["context=33"], ["context is 33", "32"]), (["dtype=int8"], ["dtype", "int8", "bfloat16"]),
     (["batch=1"], ["no setting 'batch'"]),
-    (["logits=none"], ["nothing is asked for"]),
+    (["logits=none"], ["nothing is asked for"]), (["logits=full", "k=64"], ["k has no effect", "logits=topk"]),
+    (["dtype=bfloat16"], ["dtype has no effect", "hidden=[…]"]),
 ])
 def test_a_recording_that_cannot_be_made_is_told_in_one_line(words, said, base, tmp_path, capsys):
     line = record(base, "--out", str(tmp_path / "teacher"))
@@ -317,8 +329,11 @@ def test_a_card_says_what_the_record_says_and_uploads_nothing(base, tmp_path, ca
     lists = text[text.index("its signal"):text.index("| setting")]
     assert "`projector`: linear" in lists and "logits full, temperature 1.0, hidden [3]" in lists
     assert not any(word in lists for word in ("attention", " k 128", "gradients")), lists
+    assert "trained to match its logits and hidden states" in text and f"modernllm generate {out.name} " in text
     assert main(["card", str(out), "--licence", "mit", "--push-to-hub", "somebody/small"]) == 2
-    assert "nothing was uploaded" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "nothing was uploaded" in said.err and "warning" in said.out
+    assert "modernllm generate somebody/small" in (out / "model/README.md").read_text()
 
 
 @pytest.mark.parametrize("words, said", [
@@ -370,10 +385,12 @@ def test_a_dry_run_needs_configurations_alone_and_writes_nothing(base, project, 
     before = sorted(project.rglob("*"))
     assert main(distil(base, "--dry-run", "--bitnet", "ternary_warmup_steps=3", teacher=alone)) == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in said] == ["student", "memory", "work", "time", "cost", "a ternary student"]
-    assert "4 steps" in said[2] and "50% of 0.20 TFLOP/s" in said[3] and "MODERNLLM_CPU_HOUR_PRICE" in said[4]
-    assert main(distil(base, "--dry-run", "--card", "h100", teacher=alone, quick=["context=16"])) == 0
+    kinds = ["student", "memory", "work", "time", "cost", "a ternary student", "precision"]
+    assert [line.split(":")[0] for line in said] == kinds
+    assert "4 steps" in said[2] and "37% of 0.20 TFLOP/s" in said[3] and "MODERNLLM_CPU_HOUR_PRICE" in said[4]
+    assert main(distil(base, "--dry-run", "--card", "h100", "kernels=liger", teacher=alone, quick=["context=16"])) == 0
     assert "NVIDIA H100" in capsys.readouterr().out and sorted(project.rglob("*")) == before
+    assert "auto or bf16" in refused(capsys, distil(base, "--dry-run", "--card", "h100", teacher=alone))
     assert "--dry-run" in refused(capsys, distil(base, "--card", "h100"))
     assert "did you mean 'h100'" in refused(capsys, distil(base, "--dry-run", "--card", "h10", teacher=alone))
     assert "cannot be had" in refused(capsys, distil(base, "--dry-run", teacher="a/b"))

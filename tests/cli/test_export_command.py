@@ -151,7 +151,7 @@ def test_scales_of_the_wrong_convention(save, capsys):
     run = save(ternary=True)
     assert main(["export", str(run), "--to", "bitnet"]) == 0
     config = run.with_name("run-bitnet") / "config.json"
-    config.write_text(config.read_text().replace('"bitlinear"', '"autobitlinear"'))
+    config.write_text(config.read_text().replace('"linear_class": "bitlinear"', '"linear_class": "autobitlinear"'))
     capsys.readouterr()
     assert main(["evaluate", str(config.parent)]) == 2
     assert "are those of linear_class 'bitlinear', but config.json says 'autobitlinear'" in capsys.readouterr().err

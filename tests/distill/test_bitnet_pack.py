@@ -15,7 +15,7 @@ from modernllm.distill.bitnet_convert import to_bitnet
 from modernllm.distill.bitnet_pack import LINEAR_CLASSES, pack_ternary, save_packed, unpack_ternary
 from modernllm.distill.ternary_generate import fast_ternary
 from modernllm.models.config import ModernLLMConfig
-from modernllm.models.ternary_scales import check_scales
+from modernllm.models.ternary_scales import SCALES_FOR, check_scales
 from modernllm.models.transformer import ModernDecoderLM
 
 TOKENS = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -157,8 +157,9 @@ def test_the_wrong_scale_convention(tmp_path, written, check):
     check(AutoModelForCausalLM.from_pretrained(tmp_path))
 
 
-def test_large_weights_between_norms_are_not_refused(tmp_path):
-    model = build("bitnet", **SIZE, num_key_value_heads=4)
+@pytest.mark.parametrize("kind", ["bitnet", "modernllm"])
+def test_large_weights_are_not_refused(tmp_path, kind):
+    model = build(kind, **SIZE, num_key_value_heads=4) if kind == "bitnet" else build(kind)
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, BitLinear):
@@ -196,8 +197,10 @@ def test_a_damaged_layer_is_named(tmp_path, changed, words, linear_class):
         check_scales(AutoModelForCausalLM.from_pretrained(tmp_path))
 
 
-def test_the_majority_of_the_scales_decides(tmp_path):
+def test_without_a_mark_the_majority_of_the_scales_decides(tmp_path):
     save_packed(tmp_path, build("modernllm"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != SCALES_FOR}))
     tensors = load_file(tmp_path / "model.safetensors")
     names = [name for name in tensors if name.endswith("weight_scale")]
     for n, name in enumerate(names):  # one scale after the other is inverted

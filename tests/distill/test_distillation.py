@@ -404,5 +404,8 @@ def test_flops_count_the_teachers_work_and_leave_out_heads_that_are_not_used():
     student, states = pair(logits="none", hidden="cosine")
     headless = 3 * (sum(own.values()) - own["head"]) + sum(theirs.values()) - theirs["head"]
     assert states.flops_per_token(student, batch) == headless * 16 / 12
+    ruled = pair(student, hidden="cosine", gradients="project")[1]  # one more backward pass, from the hidden states on
+    more = 3 * sum(own.values()) + 2 * (sum(own.values()) - own["head"]) + sum(theirs.values())
+    assert ruled.flops_per_token(student, batch) == more * 16 / 12
     student.requires_grad_(False)
     assert states.flops_per_token(student, batch) is None

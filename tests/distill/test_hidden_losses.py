@@ -52,6 +52,12 @@ def test_equals_the_plain_formula(kind):
     torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, theirs)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_cka_of_any_scale(scale):
+    states = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    assert hidden_loss("cka", scale * states, states).abs() < 1e-4
+
+
 def test_cka_of_two_widths():
     x, y = example(d=6)[0], example(d=9)[1]
     torch.testing.assert_close(hidden_loss("cka", x, y), naive("cka", x, y), rtol=1e-5, atol=1e-5)

@@ -1,5 +1,6 @@
 """vLLM against the models themselves, where it is installed: scores, a recording, multiple choice; and what is refused."""
 
+import json
 from importlib.util import find_spec
 
 import pytest
@@ -14,6 +15,7 @@ from modernllm.data.tokenizers import train_bpe
 from modernllm.distill.fixed_blocks import FixedBlocks
 from modernllm.distill.recording import RecordedTeacher, record_teacher
 from modernllm.distill.signals import OnlineTeacher, SignalSettings
+from modernllm.distill.teachers import recorded_teacher
 from modernllm.distill.vllm_teacher import VllmTeacher, check_vllm_signal
 from modernllm.evaluation.smallbench import score_set
 from modernllm.models import vllm_engine
@@ -85,6 +87,26 @@ def test_signals_that_it_lacks_are_refused(asked):
 def test_separate_documents_are_refused():
     with pytest.raises(InputError, match="separate_documents=false"):
         check_vllm_signal(SIGNAL, True)
+
+
+def test_a_context_without_room_is_refused(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: object())
+    save_model(tmp_path / "model", model, tokenizer)
+    asked = {"teacher": str(tmp_path / "model"), "data": "embedded_docs", "engine": "vllm"}
+    make_record_recipe(asked | {"context": 510})
+    with pytest.raises(InputError, match="context is 511; allowed with engine=vllm: up to 510"):
+        make_record_recipe(asked | {"context": 511})
+
+
+def test_a_recording_that_vllm_has_begun_goes_on_with_it(model, tokenizer, tmp_path):
+    blocks = FixedBlocks(token_split(load("embedded_docs", "train"), tokenizer, 2), block_size=32, batch_size=4, shuffle=False)
+    origin = {"name": "m", "sha256": "a"}
+    made = record_teacher(tmp_path / "begun", OnlineTeacher(model, SIGNAL), blocks, tokenizer, origin=origin)
+    made.path(0).unlink()
+    manifest = made.manifest | {"key": made.key | {"numbers": made.key["numbers"] | {"computed_in": "vllm fp32"}}}
+    (tmp_path / "begun/recording.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="vLLM has begun.*record-teacher.*engine=vllm"):
+        recorded_teacher(tmp_path / "begun", lambda: model, SIGNAL, origin, blocks, tokenizer)
 
 
 def test_without_vllm_a_line_says_what_to_install(model, tokenizer, tmp_path, monkeypatch, capsys):
