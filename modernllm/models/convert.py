@@ -168,8 +168,14 @@ def to_mixtral(
 def to_transformers(
     model: ModernDecoderLM,
 ) -> LlamaForCausalLM | Qwen3ForCausalLM | MixtralForCausalLM:  # a copy in evaluation mode
-    "Convert to the class of `transformers` that computes the same; `InputError` if there is none."
-    return (to_mixtral if model.config.num_local_experts else to_qwen3 if model.config.qk_norm else to_llama)(model)
+    "Convert to the class of `transformers` that computes the same; `InputError` says what each class cannot express."
+    why = []
+    for convert in (to_llama, to_qwen3, to_mixtral):
+        try:
+            return convert(model)
+        except InputError as error:
+            why.append(str(error))
+    raise InputError("; ".join(why))
 
 
 def from_mixtral(
