@@ -78,5 +78,5 @@ def audit_line(
     peaks = {part: max(row[f"{part}_peak_mb"] for row in rows) for part in seconds}
     freed = sum(row["freed_mb"] for row in rows)
     step = 1e3 * seconds["train"] / rows[-1]["step"]
-    return (f"rounds: {len(rows)}; training {seconds['train']:.1f} s, {step:.0f} ms a step, peak {peaks['train']:.1f} MiB; "
+    return (f"rounds: {len(rows)}; training {seconds['train']:.1f} s, {step:.1f} ms a step, peak {peaks['train']:.1f} MiB; "
             f"evaluation {seconds['eval']:.1f} s, peak {peaks['eval']:.1f} MiB; {freed:.1f} MiB freed between them")
