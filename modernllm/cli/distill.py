@@ -103,7 +103,7 @@ def fit_student(
     recipe,  # a `DistillRecipe`
     out: Path,  # for checkpoints, events.jsonl and the model
 ):  # (Tuned, PerplexityCard)
-    "Read the text, find the teacher, train the student, save it. The folder is claimed when nothing can be wrong any more."
+    "Read the text, find the teacher, train the student, save it. The folder is claimed after all that is read has been checked."
     import modernllm
     from modernllm.cli.recipe import add_to_record, claim, save_trained
     from modernllm.core.telemetry import Telemetry
@@ -140,14 +140,19 @@ def forecast_lines(
     card: str | None,  # one of `forecast.CARDS`; None: this machine
 ) -> list[str]:
     "What a training is predicted to need."
+    import torch
+
     from modernllm.distill.forecast import find_machine, forecast
     from modernllm.distill.recording_files import find_recording
+    from modernllm.training.config import uses_bfloat16
     record = recipe.asked.record
     told = forecast(recipe.student_config, recipe.config, recipe.signal, recipe.loss, recipe.settings, recipe.training,
                     find_machine(card, recipe.training.precision), recorded=bool(record), recording=find_recording(record))
     ternary = ["a ternary student: as for one in full precision, which needs about as much in training"] * recipe.ternary.bitnet
+    precision = recipe.training.precision
+    wide = precision == "fp32" if card else not uses_bfloat16(precision, torch.device(default_device()))
     single = ["precision: memory is predicted for bfloat16 autocast; in float32 activations take up to twice as much"]
-    return told.lines() + ternary + single * (recipe.training.precision == "fp32")
+    return told.lines() + ternary + single * wide
 
 # %% ../../nbs/70_cli/distill.ipynb #cdcab3aa
 TERMS = ("logits", "hidden", "attention")
@@ -193,6 +198,18 @@ def student_options(command):
     return command
 
 # %% ../../nbs/70_cli/distill.ipynb #1a043979
+def _recorded_losses(
+    recipe,  # a `RecordRecipe` without logits
+    layers: int,  # of the student
+) -> list[str]:
+    "The words of a `distill` line that a recording without logits can serve."
+    last = recipe.config.get_text_config().num_hidden_layers
+    terms = {("hidden=cosine", "layers"): recipe.signal.hidden, ("attention=kl", "attention_layers"): recipe.signal.attentions}
+    terms = {names: recorded for names, recorded in terms.items() if recorded}
+    pairs = [f"{name}=[[{layers},{max(recorded)}]]" for (_, name), recorded in terms.items() if last not in recorded]
+    return ["--loss", ",".join(term for term, _ in terms), *pairs]
+
+
 @click.command("record-teacher", short_help="Precompute a teacher's logits for offline distillation.", epilog=examples(
     "modernllm record-teacher --teacher smollm2-135m --data wikitext2_raw --out teacher/",
     "modernllm record-teacher --teacher smollm2-135m --data my.txt --out teacher/ k=64 hidden=[15,30] context=512",
@@ -218,10 +235,8 @@ def record(values, teacher, data, out):
                f"{made.bytes_per_token():,.0f} bytes a token")
     kept = ("context", "limit_documents", "separate_documents")  # by which the rows are the same
     rows = [f"{name}={recipe.given[name]}" for name in kept if name in recipe.given]
-    line = shlex.join(["--teacher", recipe.asked.teacher, "--data", recipe.asked.data, "--record", str(out), *rows])
-    terms = {"hidden=cosine": recipe.signal.hidden, "attention=kl": recipe.signal.attentions}
-    if recipe.signal.logits == "none":
-        line += f" --loss {','.join(term for term, layers in terms.items() if layers)}"
+    losses = _recorded_losses(recipe, 6) if recipe.signal.logits == "none" else []
+    line = shlex.join(["--teacher", recipe.asked.teacher, "--data", recipe.asked.data, "--record", str(out), *rows, *losses])
     click.echo(f"recording in {out}; next:\n  modernllm distill {line} --student 'layers=6 hidden=256'")
 
 # %% ../../nbs/70_cli/distill.ipynb #4b399f55

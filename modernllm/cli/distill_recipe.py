@@ -31,9 +31,10 @@ from ..distill.student import check_context, is_shape, student_config
 from ..distill.student_training import StudentSettings
 from ..distill.teachers import TeacherSettings, asked_signal
 from ..distill.ternary_student import TernarySettings
-from ..distill.vllm_teacher import check_vllm_context, check_vllm_signal
+from ..distill.vllm_teacher import check_vllm_signal
 from ..models.pretrained import Weights, find_pretrained
 from ..models.sources import find_config, kind_of, load_config, load_tokenizer
+from ..models.vllm_engine import check_vllm_context
 from ..training.config import TrainConfig
 
 # %% ../../nbs/70_cli/distill_recipe.ipynb #eea70fb8
@@ -219,7 +220,7 @@ def make_record_recipe(
                          (wide, "logits=full, hidden=[…] or attentions=[…]", ("dtype",))])
     if asked.engine == "vllm":
         check_vllm_signal(signal, asked.separate_documents)
-        check_vllm_context(config, asked.context)
+        check_vllm_context(config, asked.context, 1)
     return RecordRecipe(asked, weights, config, signal, dict(values))
 
 

@@ -21,7 +21,7 @@ def fit_search(
     out: Path,  # for trials and what was found
     trials: int,  # finished ones, in the end
 ):  # `distill.search.Trials`
-    "Read the text, find the teacher, make the trials. The folder is claimed when nothing can be wrong any more."
+    "Read the text, find the teacher, make the trials. The folder is claimed after all that is read has been checked."
     import modernllm
     from modernllm.cli.distill import lesson, new_learner, origins_of, teacher_of
     from modernllm.cli.recipe import add_to_record, claim

@@ -57,23 +57,20 @@ def export(model, to, weights, out):
         return
     if to == "bitnet":
         out = check_empty(out or folder.with_name(f"{folder.name}-bitnet"))
-        said = write_ternary(model, loaded, tokenizer, out, weights or "f32")
-        keep_record(found.folder, out, f"packed ternary weights, the rest in {weights or 'f32'}")
-        click.echo(f"{out}: {said}")
+        click.echo(f"{out}: {write_ternary(found, loaded, tokenizer, out, weights or 'f32')}")
         return
     if loaded.config.model_type != "modernllm":
         raise InputError(f"{model} holds a model of type '{loaded.config.model_type}', which transformers reads as it is")
     other = getattr(convert, f"to_{to or 'transformers'}")(loaded)
     out = check_empty(out or folder.with_name(f"{folder.name}-{other.config.model_type}"))
-    write(tokenizer, out, other.save_pretrained)
     kind, count = type(other).__name__, sum(p.numel() for p in other.parameters())
-    keep_record(found.folder, out, kind)
+    write(tokenizer, out, other.save_pretrained, found.folder, kind)
     click.echo(f"{out}: {kind} with its tokenizer, {count:,} parameters in {str(other.dtype).removeprefix('torch.')}")
 
 # %% ../../nbs/70_cli/export.ipynb #925d1106
 def write_ternary(
-    name: str,  # of the folder, for messages
-    model,  # as read from the folder that training left
+    found,  # `Weights` that training left
+    model,  # as read from their folder
     tokenizer,
     out: Path,
     weights: str,  # one of WEIGHTS["bitnet"]
@@ -85,10 +82,12 @@ def write_ternary(
     from modernllm.distill.bitnet_convert import count_weights, to_bitnet
     from modernllm.distill.bitnet_pack import save_packed
     if getattr(model.config, "quantization_config", None) is None:
-        raise InputError(f"{name} was not trained with ternary weights, and rounding them now would ruin it; allowed: the folder "
-                         "of a ternary training")
+        raise InputError(f"{found.name} was not trained with ternary weights, and rounding them now would ruin it; allowed: "
+                         "the folder of a ternary training")
     model = to_bitnet(model)
-    write(tokenizer, out, lambda place: save_packed(place, model, dtype=torch.bfloat16 if weights == "bf16" else torch.float32))
+    dtype = torch.bfloat16 if weights == "bf16" else torch.float32
+    write(tokenizer, out, lambda place: save_packed(place, model, dtype=dtype), found.folder,
+          f"packed ternary weights, the rest in {weights}")
     counts, size = count_weights(model), sum(path.stat().st_size for path in out.glob("*.safetensors")) / 1e6
     return (f"{counts['ternary']:,} ternary weights with their tokenizer, {counts['full precision']:,} others in {weights}, "
             f"{size:,.1f} MB")
@@ -96,15 +95,15 @@ def write_ternary(
 # %% ../../nbs/70_cli/export.ipynb #5b80eea4
 def keep_record(
     source: Path,
-    out: Path,  # of what was exported
+    place: Path,  # of what is exported
     what: str,  # in words, for the card
 ) -> None:
     "Copy the record of a training and its settings, where there are any: `modernllm card` reads them."
     from modernllm.core.project import atomic_write
     if (source / "record.json").exists():
         record = json.loads((source / "record.json").read_text()) | {"exported": what}
-        atomic_write(out / "record.json", json.dumps(record, indent=1))
-        atomic_write(out / "recipe.yaml", (source / "recipe.yaml").read_text())
+        atomic_write(place / "record.json", json.dumps(record, indent=1))
+        atomic_write(place / "recipe.yaml", (source / "recipe.yaml").read_text())
 
 
 def check_empty(
@@ -121,8 +120,10 @@ def write(
     tokenizer,
     out: Path,  # must not exist, or be empty
     save: Callable[[Path], object],  # writes the model into a folder
+    source: Path | None = None,  # of the model, whose record is kept
+    what: str = "",  # was exported, in words
 ):
-    "Save both into a folder beside it, and give that its name."
+    "Save both into a folder beside it, the record of the training too, and give that its name."
     from transformers.utils import logging
     logging.disable_progress_bar()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,4 +131,6 @@ def write(
         folder = Path(place) / "model"
         tokenizer.save_pretrained(folder)
         save(folder)
+        if source:
+            keep_record(source, folder, what)
         os.replace(folder, out)

@@ -60,7 +60,7 @@ class Subject:
 
     @property
     def precision(self) -> str:  # "bf16" or "fp32"
-        return "bf16" if uses_bfloat16("auto", self.device) else "fp32"
+        return "bf16" if uses_bfloat16("auto", torch.device(default_device())) else "fp32"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_subject(
     model, tokenizer, weights = load_model(name)
     if (kind := model_kind(model)) != "causal":
         raise InputError(f"suite: {name} is a {kind} model; needed: a causal one")
-    return Subject(model.to(default_device()), tokenizer, weights, rows, form, engine)
+    return Subject(model if engine == "vllm" else model.to(default_device()), tokenizer, weights, rows, form, engine)
 
 # %% ../../nbs/70_cli/suite_parts.ipynb #34045d43
 def text_scores(subject: Subject, name: str, split: str, share: float) -> Found:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..core.config import InputError, check_name
-from .bitlinear import BitLinear, ternary
+from .bitlinear import BitLinear, check_strength, ternary
 from .bitnet_convert import to_bitnet
 from ..models import convert
 from ..models.ternary_scales import SCALES_FOR
@@ -70,9 +70,7 @@ def save_packed(
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
     if not layers:
         raise InputError(f"{type(model).__name__} has no ternary layers; `to_bitnet` makes them, and training makes them useful")
-    strength = min(layer.strength for layer in layers.values())
-    if strength < 1:
-        raise InputError(f"the layers are rounded with strength {strength}; allowed: 1, the end of the warm-up")
+    check_strength(layers.values())
     if model.config.model_type == "modernllm":
         return save_packed(folder, as_transformers(model), linear_class, dtype)
     cast = {}  # a tied tensor is cast once: only what shares memory is written once

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SignalSettings', 'check_vocabulary', 'TeacherHead', 'TopLogits', 'SampledTokens', 'Signal', 'TeacherSignal',
-           'logit_chunks', 'top_logits', 'draw_tokens', 'asked_logits', 'kept_attention', 'model_sha256',
-           'OnlineTeacher', 'narrow_teacher']
+           'check_finite', 'logit_chunks', 'top_logits', 'draw_tokens', 'asked_logits', 'kept_attention',
+           'model_sha256', 'OnlineTeacher', 'narrow_teacher']
 
 # %% ../../nbs/53_distill/signals.ipynb #e0a85c60
 import json
@@ -119,7 +119,7 @@ class TeacherSignal(nn.Module):
         raise NotImplementedError
 
 # %% ../../nbs/53_distill/signals.ipynb #c5b955e2
-def _check_finite(values: Tensor, first: int = 0) -> None:
+def check_finite(values: Tensor, first: int = 0) -> None:
     "`InputError` that names the first position, counted from `first`, where a value is not finite."
     bad = ~values.isfinite().flatten(1).all(-1)
     if bad.any():
@@ -162,7 +162,7 @@ def top_logits(
         others = (scores - values[:, :1]).div_(temperature).exp_().scatter_(1, ids[here], 0)
         rest = others.sum(-1)  # not all less the kept, which would lose small tails
         normalisers = (rest + below.exp().sum(-1)).log()
-        _check_finite(normalisers[:, None], first)
+        check_finite(normalisers[:, None], first)
         logprobs[here], tail[here] = below - normalisers[:, None], rest.log() - normalisers
     return TopLogits(ids, logprobs, tail)
 
@@ -177,7 +177,7 @@ def draw_tokens(
     ids = like.new_empty(len(like), draws, dtype=torch.int64)
     for first, scores in logit_chunks(logits):
         probabilities = (scores / temperature).softmax(-1)
-        _check_finite(probabilities[:, :1], first)
+        check_finite(probabilities[:, :1], first)
         ids[first : first + len(scores)] = probabilities.multinomial(draws, replacement=True)
     return SampledTokens(ids)
 
@@ -191,7 +191,7 @@ def asked_logits(
         return (top_logits if asked.logits == "topk" else draw_tokens)(logits, asked.k, asked.temperature)
     if asked.logits == "none":
         return None
-    _check_finite(logits.hidden if isinstance(logits, TeacherHead) else logits)
+    check_finite(logits.hidden if isinstance(logits, TeacherHead) else logits)
     return logits
 
 # %% ../../nbs/53_distill/signals.ipynb #b3589e2d

@@ -17,7 +17,7 @@ from transformers.integrations.bitnet import BitLinear as PackedLinear
 
 from ..core.config import InputError
 from ..core.telemetry import cpu_seconds
-from .bitlinear import BitLinear, eight_bit, ternary
+from .bitlinear import BitLinear, check_strength, eight_bit, ternary
 from .bitnet_convert import to_bitnet
 from .bitnet_pack import packed_layer, unpack_ternary
 from ..models.ternary_scales import check_scales
@@ -47,8 +47,10 @@ class TernaryLinear(nn.Module):
         scale: Tensor,  # 0-dimensional: weights ≈ codes / scale
         bias: Tensor | None,
         dtype: torch.dtype,  # of the model; the 4-bit product is for bfloat16
+        norm: nn.Module | None = None,  # of the input
     ):
         super().__init__()
+        self.norm = norm
         self.out_features, self.in_features = codes.shape
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scale", scale.float(), persistent=False)
@@ -61,7 +63,7 @@ class TernaryLinear(nn.Module):
     ) -> Tensor:  # (..., out), in the dtype of x
         if torch.is_grad_enabled() and x.requires_grad:
             raise InputError("packed ternary weights cannot be trained; allowed: the folder that training left, or no_grad")
-        codes, scale = eight_bit(x)
+        codes, scale = eight_bit(x if self.norm is None else self.norm(x))
         rows = codes.flatten(0, -2)
         if self.fours is not None and len(rows) <= FEW and x.dtype == torch.bfloat16:
             fours, ones = self.fours
@@ -78,15 +80,17 @@ class TernaryLinear(nn.Module):
 def _inference_layer(layer: nn.Module, dtype: torch.dtype) -> TernaryLinear | None:
     "The layer for inference; None: the layer is not ternary."
     bias = getattr(layer, "bias", None)
-    bias = None if bias is None else bias.detach()
+    bias, norm = None if bias is None else bias.detach(), getattr(layer, "rms_norm", None)
     if isinstance(layer, PackedLinear):
-        return TernaryLinear(unpack_ternary(layer.weight), layer.weight_scale[0], bias, dtype)
+        return TernaryLinear(unpack_ternary(layer.weight), layer.weight_scale[0], bias, dtype, norm)
     if isinstance(layer, AutoBitLinear) and not layer.online_quant:  # which adds the bias before it multiplies by the scale
         step = layer.weight_scale[0].float()
-        return TernaryLinear(layer.weight.detach().to(torch.int8), 1 / step, None if bias is None else bias.float() * step, dtype)
+        bias = None if bias is None else bias.float() * step
+        return TernaryLinear(layer.weight.detach().to(torch.int8), 1 / step, bias, dtype, norm)
     if isinstance(layer, (BitLinear, AutoBitLinear)):
+        check_strength([layer])
         codes, scale = ternary(layer.weight)
-        return TernaryLinear(codes.to(torch.int8), scale, bias, dtype)
+        return TernaryLinear(codes.to(torch.int8), scale, bias, dtype, norm)
     return None
 
 

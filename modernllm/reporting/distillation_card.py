@@ -37,12 +37,20 @@ class Trained:
 
     @property
     def teacher(self) -> ModelRead:
-        return ModelRead(**self.record["models"][0])
+        return self.origins[0]
 
     @property
-    def known_teacher(self) -> PretrainedModel | None:  # not a folder of somebody's own with the name of one
-        known = PRETRAINED.get(self.teacher.name)
-        return known if known and known.licence == self.teacher.licence else None
+    def origins(self) -> list[ModelRead]:  # the teacher; the model that the student began as, where there was one
+        return [ModelRead(**item) for item in self.record["models"]]
+
+    def known(self, origin: ModelRead) -> PretrainedModel | None:  # not a folder of somebody's own with the name of one
+        found = PRETRAINED.get(origin.name)
+        return found if found and found.licence == origin.licence else None
+
+    def warnings(self, licence: str) -> list[str]:
+        roles = ["the teacher"] + ["the start of the student,"] * (len(self.origins) - 1)
+        return [line for role, origin in zip(roles, self.origins)
+                for line in licence_warnings(licence, f"{role} {origin.name}", origin.licence)]
 
     @property
     def perplexity(self) -> PerplexityCard:
@@ -52,7 +60,7 @@ class Trained:
     @property
     def reads(self) -> SimpleNamespace:  # as `data_table` takes it
         return SimpleNamespace(data=[DataRead(**item) for item in self.record["data"]],
-                               models=[ModelRead(**item) for item in self.record["models"]])
+                               models=self.origins)
 
     @property
     def is_ternary(self) -> bool:
@@ -83,10 +91,11 @@ def metadata(
     results = [EvalResult(task_type="text-generation", dataset_type=known.hub if known and known.hub else data["name"],
                           dataset_name=data["name"], dataset_split=data["split"], metric_type=name, metric_value=value,
                           metric_name=f"{name}, over {count:,} {unit}") for name, value, unit, count in trained.perplexity.rows()]
-    teacher, own = trained.known_teacher, trained.config.get("model_type") == "modernllm"
+    bases = [known.hub for known in map(trained.known, trained.origins) if known]
+    own = trained.config.get("model_type") == "modernllm"
     return ModelCardData(
         license=LICENCES[licence].hub, library_name="modernllm" if own else "transformers", pipeline_tag="text-generation",
-        base_model=teacher.hub if teacher else None, datasets=[known.hub] if known and known.hub else None,
+        base_model=bases or None, datasets=[known.hub] if known and known.hub else None,
         tags=["distillation"] + ["bitnet"] * trained.is_ternary, model_name=trained.name, eval_results=results,
     ).to_yaml()
 
@@ -127,8 +136,8 @@ def privacy(
     return [
         f"Trained on {train}; weights chosen on {validation}.",
         "A language model can repeat parts of the text that it was trained on: what others must not read must not be in it.",
-        "Text, teacher and training were on one machine. The training uploaded nothing, unless a key of Weights & Biases was set "
-        "for it: that service then has the curves. Writing this card uploads nothing.",
+        "The training uploaded nothing, unless a key of Weights & Biases was set for it: that service then has the curves. "
+        "Writing this card uploads nothing.",
         "Publishing, which has to be asked for, uploads weights, tokenizer, configuration and this card, not the text, the "
         "record or a recording of the teacher.",
     ]
@@ -141,18 +150,19 @@ def distillation_card(
 ) -> str:  # README.md, with metadata
     "The model card of a student."
     record, teacher = trained.record, trained.teacher
-    chosen, known = LICENCES[licence], trained.known_teacher
+    chosen, known = LICENCES[licence], trained.known(teacher)
     results = table(["metric", "value", "over"], [[code(name), number(value), f"{number(count)} {unit}"]
                                                   for name, value, unit, count in trained.perplexity.rows()])
     counted = [f"{code(name)}: {words}" for name, words in CONVENTIONS.items() if name in record["metrics"]]
     settings = table(["setting", "value"], [[escape(name), plain(value)] for name, value in sorted(trained.recipe.items())])
-    made, warnings = record["hardware"], licence_warnings(licence, teacher.name, teacher.licence)
+    made, warnings = record["hardware"], trained.warnings(licence)
     losses = [f"{code(name)}: {plain(value)}" for name, value in _losses(record["losses"]).items()]
     facts = [
         f"teacher: {escape(known.title if known else teacher.name)}, weights {code(teacher.sha256[:12])}, "
         f"{escape(teacher.licence)}",
         f"its signal: {escape(', '.join(f'{name} {value}' for name, value in _signal(record['signal']).items()))}",
-        f"student: {number(record['parameters'])} parameters" + ", ternary in its linear layers" * trained.is_ternary,
+        f"student: {number(record['parameters'])} parameters" + ", ternary in its linear layers" * trained.is_ternary
+        + "".join(f", began as {escape(origin.name)}, {escape(origin.licence)}" for origin in trained.origins[1:]),
         f"{number(record['steps'])} steps, {number(record['tokens'])} tokens; weights of step {number(record['best_step'])}",
         f"modernllm {escape(record['version'])}, commit {code(record['commit'] or 'none')}"
         + " with uncommitted changes" * bool(record["dirty"]) + f", Python {escape(record['python'])}",
@@ -189,6 +199,6 @@ def write_card(
     trained = read_trained(folder)
     card = distillation_card(trained, licence, push_to_hub or project_name(folder))
     path = atomic_write(model_folder(folder) / "README.md", card)
-    for line in licence_warnings(licence, trained.teacher.name, trained.teacher.licence):
+    for line in trained.warnings(licence):
         report(f"warning: {line}")
     return path, push_model(folder, push_to_hub) if push_to_hub else None

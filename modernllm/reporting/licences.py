@@ -55,20 +55,20 @@ _SAME = {"llama": "llama3.1", "openrail": "openrail", "-nc": "cc-by-nc-4.0"}  # 
 
 def licence_warnings(
     licence: str,  # one of LICENCES
-    teacher: str,  # name of the teacher
+    origin: str,  # what the model was made with: "the teacher smollm2-135m"
     terms: str,  # its licence, as a record names it
 ) -> list[str]:
-    "In what a choice contradicts the teacher's licence."
+    "In what a choice contradicts the licence of what the model was made with."
     check_name("licence", licence, LICENCES)
     fits = next((name for part, name in _SAME.items() if part in terms.lower()), None)
     if fits == licence:
         return []
     chosen = LICENCES[licence].title
     if fits:
-        return [f"the teacher {teacher} is under {terms}, which sets terms for models made with it that {chosen} does not "
+        return [f"{origin} is under {terms}, which sets terms for models made with it that {chosen} does not "
                 f"pass on; {fits} does"]
     if licence == "llama3.1":
-        return [f"{chosen} is for models made with Llama 3.1, and the teacher {teacher} is under {terms}"]
+        return [f"{chosen} is for models made with Llama 3.1, and {origin} is under {terms}"]
     if terms.lower() not in _FREE:
-        return [f"whether {chosen} is allowed by the licence of the teacher {teacher} ({terms}) is not known here; read it first"]
+        return [f"whether {chosen} is allowed by the licence of {origin} ({terms}) is not known here; read it first"]
     return []

@@ -248,14 +248,16 @@ def test_a_folder_in_which_nothing_was_trained_is_free(base, tmp_path):
     assert main(distil(base, "--out", str(out))) == 0
 
 
-def test_the_next_line_of_a_recording_can_be_typed(base, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("asked", ["hidden=2,3", "hidden=1"])
+def test_the_next_line_of_a_recording_can_be_typed(asked, base, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "a teacher"
-    assert main(record(base, "logits=none", "hidden=2,3", "--out", str(folder))) == 0
+    assert main(record(base, "logits=none", asked, "--out", str(folder))) == 0
     line = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert line[line.index("--record") + 1] == str(folder) and line[line.index("--loss") + 1] == "hidden=cosine"
+    assert ("layers=[[6,1]]" in line) == (asked == "hidden=1")
+    assert main([*line[1:], *QUICK[1:], "--out", str(tmp_path / "typed")]) == 0
     err = refused(capsys, distil(base, "--record", str(folder), "--dry-run"))
     assert "holds no logits; allowed: --loss hidden=…" in err
-    assert main(distil(base, "--record", str(folder), "--loss", "hidden=cosine", "--out", str(tmp_path / "out"))) == 0
 
 
 def test_a_changed_shard_is_found_and_recorded_again(base, tmp_path, capsys):
@@ -334,6 +336,14 @@ def test_a_card_says_what_the_record_says_and_uploads_nothing(base, tmp_path, ca
     said = capsys.readouterr()
     assert "nothing was uploaded" in said.err and "warning" in said.out
     assert "modernllm generate somebody/small" in (out / "model/README.md").read_text()
+
+
+def test_a_card_names_the_model_that_the_student_began_as(base, tmp_path, capsys):
+    assert main(distil(base, "--out", str(tmp_path / "one"), student=str(base / "other"))) == 0
+    assert main(["card", str(tmp_path / "one"), "--licence", "mit"]) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert "the teacher big (not stated)" in warnings[0] and "the start of the student, other (not stated)" in warnings[1]
+    assert "began as other, not stated" in (tmp_path / "one/model/README.md").read_text()
 
 
 @pytest.mark.parametrize("words, said", [

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.integrations.bitnet import AutoBitLinear
+from transformers.integrations.bitnet import BitLinear as PackedLinear
 
 from modernllm.core.config import InputError
 from modernllm.distill import ternary_generate
 from modernllm.distill.bitlinear import BitLinear
 from modernllm.distill.bitnet_convert import to_bitnet
+from modernllm.distill.bitnet_pack import pack_ternary
 from modernllm.distill.ternary_generate import FEW, TernaryLinear, compare_generation, fast_ternary, packed_in_memory
 from modernllm.models.config import ModernLLMConfig
 from modernllm.models.transformer import ModernDecoderLM
@@ -78,7 +81,25 @@ def test_a_model_of_this_package_and_the_packed_one_of_transformers():
     torch.testing.assert_close(fast_ternary(packed)(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [PackedLinear, AutoBitLinear])
+@torch.no_grad()
+def test_a_norm_of_the_input_is_kept(kind):
+    torch.manual_seed(0)
+    more = {"online_quant": True} if kind is AutoBitLinear else {"dtype": torch.float32}
+    layer, x = kind(64, 48, bias=False, use_rms_norm=True, **more), 3 * torch.randn(5, 64)
+    layer.rms_norm.weight.uniform_(0.5, 2)
+    if kind is PackedLinear:
+        layer.weight.copy_(pack_ternary(torch.randint(-1, 2, (48, 64))))
+    with torch.compiler.set_stance("force_eager"):
+        expected = layer(x)
+    torch.testing.assert_close(ternary_generate._inference_layer(layer, torch.float32)(x), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_what_is_refused():
+    with pytest.raises(InputError, match="rounded with strength 0.5"):
+        model = llama()
+        model.model.layers[0].mlp.up_proj.strength = 0.5
+        fast_ternary(model)
     with pytest.raises(InputError, match="LlamaForCausalLM has no ternary layers"):
         fast_ternary(LlamaForCausalLM(LlamaConfig(**SHAPE)))
     fast = fast_ternary(llama())

@@ -1,10 +1,13 @@
 """vLLM against the models themselves, where it is installed: scores, a recording, multiple choice; and what is refused."""
 
+import copy
 import json
 from importlib.util import find_spec
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import BloomConfig, BloomForCausalLM
 
 from modernllm.cli import main
 from modernllm.cli.distill_recipe import make_record_recipe
@@ -105,8 +108,23 @@ def test_multiple_choice_is_the_same(model, tokenizer):
 
 @runs
 def test_a_row_needs_room(model):
-    with pytest.raises(InputError, match="up to 511, one less than the model's"):
+    with pytest.raises(InputError, match="up to 511, 1 less than the model's"):
         VllmEngine(model, 512)
+
+
+def test_what_vllm_cannot_read_is_refused(model, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: object())
+    with pytest.raises(InputError, match="names no longest context"):
+        VllmEngine(BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=16, n_layer=1, n_head=2)))
+    with pytest.raises(InputError, match="a base with an adapter"):
+        VllmEngine(get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj"])))
+
+
+def test_logits_that_are_not_finite_are_refused(stand_in, model):
+    damaged, ids = copy.deepcopy(model), torch.arange(8)[None]
+    damaged.model.norm.weight.data.fill_(1e38)  # finite, but not its logits
+    with pytest.raises(InputError, match="not finite at scored position 0"):
+        VllmTeacher(damaged, SIGNAL, 8).signal({"input_ids": ids, "targets": ids})
 
 
 @pytest.mark.parametrize("asked", [{"logits": "full"}, {"temperature": 2.0}, {"hidden": (1,)}])
