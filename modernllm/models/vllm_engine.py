@@ -67,7 +67,7 @@ def _row_bytes(config: PreTrainedConfig, tokens: int, itemsize: int) -> int:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * itemsize * text.num_hidden_layers * heads * width * (tokens + 32)
 
-
+# %% ../../nbs/20_models/vllm_engine.ipynb #386f6903
 class VllmEngine:
     "vLLM with the weights of a causal model."
 
