@@ -54,6 +54,8 @@ def against_table(
     "Metrics of all variants, and their differences from the reference of their family."
     lines, several = {}, len(families) > 1
     for first, groups in families.items():
+        if several and first not in groups:
+            continue
         found = against(groups, first, metric)
         for variant, runs in groups.items():
             if variant == first and (not columns or any(variant == other for other, _ in lines)):
@@ -67,7 +69,7 @@ def against_table(
             reference = {"reference": escape(first) if variant in found else "–", "difference (95 %)": difference}
             lines[variant, first] = _means(variant, runs, columns) | (
                 reference if several else {f"minus {escape(first)} (95 %)": difference}) | {"test": test, "p (Holm)": p}
-    return pd.DataFrame(lines.values())
+    return pd.DataFrame(list(lines.values()) or [{"variant": "not run"}])
 
 
 def against_caption(
