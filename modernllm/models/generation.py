@@ -113,7 +113,8 @@ def _prompt_ids(model, tokenizer, prompts, max_new_tokens) -> list[list[int]]:
         raise InputError(f"prompts: one has {longest} tokens, more than the context of {context}; only a model with a "
                          "cache_window takes more")
     if context is not None and longest + max_new_tokens > context:
-        raise InputError(f"max_new_tokens: {longest} tokens of prompt and {max_new_tokens} new exceed the context of {context}")
+        raise InputError(f"max_new_tokens: {longest} tokens of prompt and {max_new_tokens} new exceed the context of {context}; "
+                         f"allowed: {context - longest} new ones, or a shorter prompt")
     return ids
 
 # %% ../../nbs/20_models/generation.ipynb #4b8ad16d
