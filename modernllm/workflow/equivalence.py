@@ -121,7 +121,7 @@ def is_measured(
     `train_share_of_large_product` is measured when `train_limit_large_product` of the same record is."""
     if share := re.search(r"_share_of_(.+)$", name):
         return any(other.endswith(f"_{share[1]}") and is_measured(other, of) for other, of in beside.items() if other != name)
-    return unit in _UNITS or unit.endswith("/s") or bool(_NAMES.search(name))
+    return re.split("[/ ]", unit)[0] in _UNITS or unit.endswith("/s") or bool(_NAMES.search(name))
 
 # %% ../../nbs/58_workflow/equivalence.ipynb #9939144a
 def artifact_values(
@@ -133,7 +133,7 @@ def artifact_values(
     for name, artifact in record.artifacts.items():
         path = folder / artifact.path
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_dir():
+            if file.is_dir() or file.name == ".lock":  # which holds the number of a process
                 continue
             title = name if file == path else f"{name}/{file.relative_to(path).as_posix()}"
             content = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else None

@@ -160,6 +160,7 @@ def test_a_share_of_a_measured_rate_is_a_measurement_and_other_shares_are_not():
     assert [name for name, unit in units.items() if is_measured(name, unit, units)] == list(units)[:2]
     assert not is_measured("train_x_share_of_own_products", "share", {})
     assert is_measured("mfu", "share", {}) and is_measured("train_speed", "ratio", {})
+    assert is_measured("x", "ms/token", {}) and not is_measured("x", "nats/token", {})
 
 
 @pytest.mark.parametrize("name, same", [
